@@ -31,7 +31,8 @@ Belongs here: exception classes with their stable code and hint. Does not belong
     │   └── KernelRefused
     ├── GrowthError                          E-GRW-*
     │   ├── SiteUnsupported (ValueError)
-    │   └── IllegalTransition (ValueError)
+    │   ├── IllegalTransition (ValueError)
+    │   └── PolicyInvalid (ValueError)
     ├── TrainingError (RuntimeError)         E-TRN-*
     │   ├── HostFailed
     │   ├── Diverged
@@ -270,6 +271,12 @@ class IllegalTransition(GrowthError, ValueError):
     code = "E-GRW-003"
     source: str
     target: str
+
+
+class PolicyInvalid(GrowthError, ValueError):
+    """A policy's answer is no distribution over the legal actions."""
+
+    code = "E-GRW-004"
 
 
 class TrainingError(EsperError, RuntimeError):

@@ -44,7 +44,7 @@ def decode_payload(name: str, schema: int, payload: bytes) -> Fact:
         cls = fact_type(name)
         raw = upcast(name, msgspec.msgpack.decode(payload), schema, cls.info.schema)
         return msgspec.convert(raw, cls)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.ValidationError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SchemaError(f"payload of {name} schema {schema} cannot be read: {error}") from error
 
 

@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
+from esper.errors import ConfigError
 from esper.events.base import Fact, fact
+from esper.events.lifecycle import EMBARGO_STEPS
 from esper.names import TopicNames
 
 _DECISIONS = TopicNames.CONTROL_DECISIONS
 
 
-class Schedule(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """How a seed joins the host."""
+Curve = Literal["linear", "cosine", "sigmoid"]
+Learning = Literal["joint", "probation"]
 
-    #: joint or probation.
-    learning: str = "joint"
+
+class Schedule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A seed's timetable, a setting of the decision that germinates it. All lengths are optimiser steps."""
+
+    #: joint: host and seed train together from the start; probation: the host stands still first.
+    learning: Learning = "joint"
+    #: Shape of the way from alpha 0 to alpha 1.
+    curve: Curve = "linear"
     #: Steps from alpha 0 to alpha 1.
     ramp_steps: int = 300
-    #: linear, cosine or sigmoid.
-    curve: str = "linear"
-    #: Steps of training with the host frozen; only for probation.
-    probation_steps: int = 0
+    #: Steps with the host frozen (learning = probation).
+    probation_steps: int = 200
+    #: Steps at full alpha before the seed is evaluated.
+    settle_steps: int = 100
+    #: Steps in which alpha goes down to 0 after a cull.
+    fade_steps: int = 50
+    #: Steps the site stays closed after the seed is gone.
+    embargo_steps: int = EMBARGO_STEPS
+    #: Feed the branch a detached copy, so that it sends no gradient to the host upstream.
+    isolate: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse lengths that are no lengths.
+
+        Raises:
+            ConfigError: A number of steps is negative.
+        """
+        for name in ("ramp_steps", "probation_steps", "settle_steps", "fade_steps", "embargo_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(
+                    f"schedule.{name} is {getattr(self, name)}", hint="it is a number of optimiser steps, 0 or more"
+                )
 
 
-class Action(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+class Action(msgspec.Struct, frozen=True, kw_only=True):
     """One thing the controller may do."""
 
     #: noop, germinate, advance, cull or fossilize.

@@ -111,9 +111,7 @@ _BY_ENDS: dict[tuple[SeedState, SeedState], Edge] = {(edge.source, edge.target):
 EMBARGO_STEPS = 500
 
 #: States in which a seed's branch is part of the forward pass.
-ATTACHED = frozenset(
-    {S.TRAINING, S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING, S.FOSSILIZED, S.CULLED}
-)
+ATTACHED = frozenset({S.TRAINING, S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING, S.FOSSILIZED, S.CULLED})
 
 #: States in which a seed's parameters learn. A fossilised seed goes on learning with the host at alpha 1.
 LEARNING = frozenset({S.TRAINING, S.GRAFTING, S.STABILIZATION, S.EVALUATING, S.FINE_TUNING, S.FOSSILIZED})

@@ -52,6 +52,8 @@ class RunResumed(RunFact, frozen=True, kw_only=True):
     #: Steps of the earlier attempt that this one does again.
     redone_steps: int
     reason: str
+    #: Digest of the environment the attempt runs in; bits are only promised where it equals the run's.
+    environment_digest: bytes
 
 
 @fact(TopicNames.TRAINING_STEPS, stream="run", key="run_id", volatile=("duration_s",))
