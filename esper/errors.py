@@ -1,7 +1,7 @@
 """Every error Esper raises on purpose, as one tree.
 
 Belongs here: exception classes with their stable code and hint. Does not belong here: how they are printed
-(``esper.cli``) or turned into exit codes (``esper.cli.output``).
+(``esper.cli``) or turned into exit codes (``esper.cli.failures``).
 
 ::
 

@@ -1,0 +1,374 @@
+"""Starting and resuming recorded runs: recorder, forge and facts of the start, put around the built-in loop.
+
+Belongs here: what a run needs from log and store. Does not belong here: reading settings or printing (``esper.cli``).
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from esper.artifacts.store import ArtifactStore
+from esper.blueprints.forge import Forge
+from esper.blueprints.ir import Blueprint, parse
+from esper.blueprints.library import load_library
+from esper.errors import ConfigError, NotFound, TrainingError
+from esper.events import fact_of
+from esper.events.blueprint import BlueprintRetired, BlueprintSubmitted
+from esper.events.run import CheckpointSaved, RunFinished, RunResumed, RunStarted, TrainingStepCompleted
+from esper.events.seed import KernelsOffered
+from esper.ids import new_run_id, new_trace_id
+from esper.kasmina import Growth
+from esper.logs import bound
+from esper.oona.port import EventLog
+from esper.oona.recorder import Recorder
+from esper.tamiyo import KernelOption, Policy, make_policy
+from esper.tolaria import determinism, provenance
+from esper.tolaria.config import CONFIG_VERSION, RunConfig, check, from_plain, to_plain
+from esper.tolaria.controller import MakePolicy
+from esper.tolaria.session import Session
+from esper.tolaria.sink import RecordingSink
+from esper.tolaria.task import load_task
+from esper.tolaria.trainer import prepare, train
+
+#: Blueprints that are offered only when a run asks for them by name: a placebo is no growth.
+_ON_REQUEST = frozenset({"noop"})
+
+_PAGE = 2000
+
+
+class Trained(NamedTuple):
+    """What a recorded run came to."""
+
+    run_id: str
+    #: The grown model as a plain module; None if the run was paused.
+    model: nn.Module | None
+    #: Position of the run's last durable fact.
+    position: int
+
+
+def start(
+    entry: str,
+    config: RunConfig,
+    *,
+    log: EventLog,
+    store: ArtifactStore,
+    run_id: str | None = None,
+    on_start: Callable[[str], None] | None = None,
+    on_epoch: Callable[[Session], None] | None = None,
+) -> Trained:
+    """Train a task from its first step and record everything.
+
+    Args:
+        entry: A shipped task's name or ``package.module:Name``.
+        config: How the run goes.
+        log: Where the facts go.
+        store: Where checkpoints and kernels go.
+        run_id: The run's id; a fresh one when left out.
+        on_start: Called with the run's id once its first fact is durable.
+        on_epoch: Called after each epoch, for progress.
+
+    Raises:
+        ConfigError: The configuration cannot be used.
+        NotFound: There is no such task.
+        TrainingError: Training failed; the run is recorded as failed.
+        LogError: The log took no more; the run can be resumed.
+    """
+    check(config)
+    chooser = policy_maker(config)
+    offered_blueprints(config, log)  # so that a wrong name is found before anything is recorded
+    task = load_task(entry)
+    run_id = run_id or new_run_id()
+    trace_id = new_trace_id()
+    determinism.apply(config.threads)
+    seeds = determinism.seeds_of(config.seed)
+    determinism.seed_all(seeds["run"])
+    prepared = prepare(task, config, seeds)
+    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
+    with bound(run_id=run_id, trace_id=trace_id), Recorder(log, sender_id="tolaria", trace_id=trace_id) as recorder:
+        sink = RecordingSink(recorder, run_id)
+        sink.emit(
+            RunStarted,
+            **started_fields(
+                config, task=task.name, entry_point=entry, host=prepared.host, dataset_digest=prepared.data.digest
+            ),
+        )
+        sink.barrier()
+        if on_start is not None:
+            on_start(run_id)
+        with stop_on_signal() as stop:
+            model = train(
+                task,
+                prepared,
+                config,
+                sink=sink,
+                store=store,
+                make_policy=chooser,
+                kernels=lambda growth: forge_kernels(growth, config, forge, log),
+                load_kernel=lambda kernel_id: forge.load(kernel_id)[1],
+                run_seed=seeds["growth"],
+                on_epoch=on_epoch,
+                stop=stop,
+            )
+    return Trained(run_id, model, log.head().position)
+
+
+def resume(
+    run_id: str,
+    *,
+    log: EventLog,
+    store: ArtifactStore,
+    on_resume: Callable[[RunResumed], None] | None = None,
+    on_epoch: Callable[[Session], None] | None = None,
+) -> Trained:
+    """Go on with a run from its last checkpoint, as a new attempt.
+
+    Args:
+        run_id: The run.
+        log: The log that has its facts.
+        store: The store that has its checkpoints.
+        on_resume: Called with the fact that says what is done again.
+        on_epoch: Called after each epoch, for progress.
+
+    Raises:
+        NotFound: The log has no such run.
+        ConfigError: The run cannot be resumed: it is finished, or it was a user's own loop.
+        ArtifactError: Its checkpoint is missing or damaged.
+    """
+    known = recorded_run(log, run_id)
+    if known.finished:
+        raise ConfigError(f"run {run_id} is finished", hint="`esper replay verify` runs it again")
+    if known.started.entry_point is None:
+        raise ConfigError(
+            f"run {run_id} was driven by your own loop",
+            hint=f"start that program again with esper.run(..., restore={run_id!r})",
+        )
+    config = from_plain(known.started.config, known.started.config_version)
+    chooser = policy_maker(config)
+    task = load_task(known.started.entry_point)
+    trace_id = new_trace_id()
+    determinism.apply(config.threads)
+    seeds = determinism.seeds_of(config.seed)
+    determinism.seed_all(seeds["run"])
+    prepared = prepare(task, config, seeds)
+    if prepared.data.digest != known.started.dataset_digest:
+        raise TrainingError(
+            f"task {task.name} gives other data than run {run_id} was started with",
+            hint="restore the data, or start a new run",
+        )
+    checkpoint = None if known.checkpoint is None else store.get(known.checkpoint.digest)
+    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
+    with bound(run_id=run_id, trace_id=trace_id), Recorder(log, sender_id="tolaria", trace_id=trace_id) as recorder:
+        sink = RecordingSink(recorder, run_id, attempt=known.attempts + 1, version=known.version)
+        resumed = known.resumption("resumed after the earlier attempt stopped")
+        sink.emit(RunResumed, **resumed)
+        sink.barrier()
+        if on_resume is not None:
+            on_resume(RunResumed(run_id=run_id, attempt=sink.attempt, ordinal=1, **resumed))
+        with stop_on_signal() as stop:
+            model = train(
+                task,
+                prepared,
+                config,
+                sink=sink,
+                store=store,
+                make_policy=chooser,
+                kernels=lambda growth: known.kernels or forge_kernels(growth, config, forge, log),
+                load_kernel=lambda kernel_id: forge.load(kernel_id)[1],
+                run_seed=seeds["growth"],
+                checkpoint=checkpoint,
+                on_epoch=on_epoch,
+                stop=stop,
+            )
+    return Trained(run_id, model, log.head().position)
+
+
+class RecordedRun(NamedTuple):
+    """What resuming needs to know of a run."""
+
+    started: RunStarted
+    checkpoint: CheckpointSaved | None
+    kernels: dict[str, list[KernelOption]]
+    #: Version of the run's stream.
+    version: int
+    attempts: int
+    #: Last step of the last attempt.
+    last_step: int
+    finished: bool
+
+    def resumption(self, reason: str) -> dict[str, Any]:
+        """Return the fields of RunResumed."""
+        from_step = 0 if self.checkpoint is None else self.checkpoint.step
+        return {
+            "from_step": from_step,
+            "checkpoint_digest": b"" if self.checkpoint is None else self.checkpoint.digest,
+            "redone_steps": max(0, self.last_step - from_step),
+            "reason": reason,
+            "environment_digest": determinism.environment_digest(determinism.environment()),
+        }
+
+
+def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
+    """Read what resuming needs from the run's own stream.
+
+    Raises:
+        NotFound: The log has no such run.
+    """
+    started: RunStarted | None = None
+    checkpoint: CheckpointSaved | None = None
+    kernels: dict[str, list[KernelOption]] = {}
+    version, attempts, last_step, finished = 0, 1, 0, False
+    while page := log.read_stream(f"run/{run_id}", after=version, limit=_PAGE):
+        for envelope in page:
+            fact = fact_of(envelope)
+            attempts = max(attempts, getattr(fact, "attempt", 1))
+            if isinstance(fact, RunStarted):
+                started = fact
+            elif isinstance(fact, TrainingStepCompleted):
+                last_step = fact.step
+            elif isinstance(fact, CheckpointSaved):
+                checkpoint = fact
+            elif isinstance(fact, KernelsOffered):
+                kernels[fact.site] = options_of(fact)
+            elif isinstance(fact, RunFinished):
+                finished = True
+        version = page[-1].version
+    if started is None:
+        raise NotFound(f"no run {run_id!r} in the log", hint="`esper run list` shows the runs")
+    if checkpoint is None:
+        kernels = {}
+    return RecordedRun(started, checkpoint, kernels, version, attempts, last_step, finished)
+
+
+def options_of(fact: KernelsOffered) -> list[KernelOption]:
+    """Return the kernels a fact offers."""
+    return [
+        KernelOption(
+            kernel_id=offer.kernel_id,
+            blueprint_id=offer.blueprint_id,
+            name=offer.name,
+            parameters=offer.parameters,
+            flops=offer.flops,
+        )
+        for offer in fact.offers
+    ]
+
+
+def policy_maker(config: RunConfig) -> MakePolicy:
+    """Return what makes the configured policy; wrong names and settings are found here, before anything starts.
+
+    Raises:
+        ConfigError: The policy or one of its settings cannot be used.
+    """
+
+    def made(kernels: Mapping[str, Sequence[KernelOption]]) -> Policy:
+        return make_policy(config.policy, config.policy_settings, kernels=kernels)
+
+    made({})
+    return made
+
+
+def started_fields(
+    config: RunConfig, *, task: str, entry_point: str | None, host: nn.Module, dataset_digest: bytes | None
+) -> dict[str, Any]:
+    """Return the fields of RunStarted: configuration, provenance and environment."""
+    environment = determinism.environment()
+    source = provenance.source()
+    return {
+        "task": task,
+        "entry_point": entry_point,
+        "host": f"{type(host).__name__} ({sum(p.numel() for p in host.parameters())} parameters)",
+        "policy": config.policy,
+        "config": to_plain(config),
+        "config_version": CONFIG_VERSION,
+        "seeds": determinism.seeds_of(config.seed),
+        "total_steps": config.total_steps,
+        "steps_per_epoch": config.steps_per_epoch,
+        "git_commit": source.commit,
+        "git_dirty_digest": source.dirty_digest,
+        "packages": provenance.packages(),
+        "environment": environment,
+        "environment_digest": determinism.environment_digest(environment),
+        "dataset_digest": dataset_digest,
+    }
+
+
+def forge_kernels(growth: Growth, config: RunConfig, forge: Forge, log: EventLog) -> dict[str, list[KernelOption]]:
+    """Compile and measure what fits the sites, and return the validated kernels by site, smallest name first."""
+    blueprints = offered_blueprints(config, log)
+    references = forge.ensure([site.signature for site in growth.sites.values()], blueprints)
+    return {
+        path: [
+            KernelOption(
+                kernel_id=one.kernel_id,
+                blueprint_id=one.blueprint_id,
+                name=one.name,
+                parameters=one.parameters,
+                flops=one.flops,
+            )
+            for one in sorted(references, key=lambda reference: (reference.name, reference.kernel_id))
+            if one.signature == site.signature
+        ]
+        for path, site in growth.sites.items()
+    }
+
+
+def offered_blueprints(config: RunConfig, log: EventLog) -> Sequence[Blueprint]:
+    """Return the library's blueprints and the submitted ones that a run may use.
+
+    Raises:
+        NotFound: The configuration names a blueprint that does not exist.
+    """
+    known = {**load_library(), **_submitted(log)}
+    if config.blueprints is None:
+        return [blueprint for name, blueprint in sorted(known.items()) if name not in _ON_REQUEST]
+    unknown = sorted(set(config.blueprints) - known.keys())
+    if unknown:
+        raise NotFound(
+            f"no blueprint is called {', '.join(unknown)}", hint=f"known blueprints: {', '.join(sorted(known))}"
+        )
+    return [known[name] for name in sorted(config.blueprints)]
+
+
+def _submitted(log: EventLog) -> dict[str, Blueprint]:
+    found: dict[str, Blueprint] = {}
+    for stream in log.streams("blueprint/"):
+        submitted, retired = None, False
+        for envelope in log.read_stream(stream):
+            fact = fact_of(envelope)
+            if isinstance(fact, BlueprintSubmitted):
+                submitted = fact
+            retired = retired or isinstance(fact, BlueprintRetired)
+        if submitted is not None and not retired:
+            found[submitted.name] = parse(submitted.architecture_ir)
+    return found
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a wish to stop at the next epoch; a second one acts as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        nonlocal asked
+        asked = True
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,537 @@
+"""One run's training state and what happens at each step and at the end of each epoch.
+
+Belongs here: the order of things in a step and at an epoch's end, full state, rollback. Does not belong here: data,
+loss functions and the loop over batches (``esper.tolaria.trainer``, or a user's own), decisions
+(``esper.tolaria.controller``), opening logs and stores (``esper.tolaria.api``).
+
+Order within a step: learning rates, backward pass, faults of seeds, optimiser, alphas and lifecycle, telemetry, fact.
+Order at an epoch's end: validation, counterfactuals, EpochCompleted, durable barrier, decision, checkpoint, durable
+barrier. A checkpoint therefore holds the state after the decision, and a resumed run begins with the next step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esper.blueprints.kernel import load_module
+from esper.errors import Diverged
+from esper.events.decision import Action
+from esper.events.lifecycle import SeedState
+from esper.events.run import (
+    CheckpointSaved,
+    EpochCompleted,
+    GovernorTripped,
+    RolledBack,
+    RunFinished,
+    TrainingStepCompleted,
+)
+from esper.events.seed import KernelOffer, KernelsOffered
+from esper.kasmina import Growth, Seed
+from esper.kasmina.counterfactual import leave_one_out
+from esper.kasmina.fold import detach
+from esper.tamiyo import KernelOption
+from esper.tolaria import checkpoint
+from esper.tolaria.checkpoint import CheckpointStore
+from esper.tolaria.config import RunConfig
+from esper.tolaria.controller import Controller, LoadKernel, MakePolicy
+from esper.tolaria.determinism import rng_state, set_rng_state
+from esper.tolaria.governor import Governor, Trip
+from esper.tolaria.losses import LossBuffer
+from esper.tolaria.optim import GrowingOptimizer
+from esper.tolaria.sink import FactSink
+
+#: A backward pass costs about twice a forward pass.
+_TRAIN_PASSES = 3
+
+
+class Evaluation(NamedTuple):
+    """Losses ``[n]`` of held-out samples, and which were answered right (bool ``[n]``) where that makes sense."""
+
+    losses: Tensor
+    correct: Tensor | None = None
+
+    @property
+    def loss(self) -> float:
+        """Return the mean loss."""
+        return float(self.losses.double().mean())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Return the share answered right, or None."""
+        return None if self.correct is None else float(self.correct.double().mean())
+
+
+#: Gives the losses of held-out data for a model.
+Evaluate = Callable[[nn.Module], Evaluation]
+
+
+class Pending(NamedTuple):
+    """A step whose loss may still be on the device."""
+
+    step: int
+    learning_rate: float
+    samples_digest: bytes | None
+    duration_s: float
+
+
+class Session:
+    """A run in progress."""
+
+    def __init__(
+        self,
+        growth: Growth,
+        optimizer: Optimizer,
+        config: RunConfig,
+        *,
+        sink: FactSink,
+        store: CheckpointStore,
+        make_policy: MakePolicy,
+        load_kernel: LoadKernel,
+        run_seed: int,
+        evaluate: Evaluate | None = None,
+        reestimate: Callable[[nn.Module], None] | None = None,
+        rewinds: bool = True,
+        on_epoch: Callable[[Session], None] | None = None,
+        drain_every: int | None = None,
+    ) -> None:
+        """Put the parts of a run together; nothing is recorded before ``begin`` or ``resume``.
+
+        Args:
+            growth: The host with its sites, attached.
+            optimizer: The host's optimiser; its learning rates are taken as peaks.
+            config: How the run goes.
+            sink: Where facts go.
+            store: Where checkpoints go.
+            make_policy: Makes what decides, once the kernels are known.
+            load_kernel: Gives a kernel by id.
+            run_seed: Key of the decisions' draws.
+            evaluate: Losses of validation data; without it no counterfactual is measured.
+            reestimate: Estimates the host's batch-norm statistics again.
+            rewinds: Whether the loop can go back to an earlier step after a rollback.
+            on_epoch: Called at the end of each epoch, for progress.
+            drain_every: Steps between two readings of the losses; what suits the device when left out.
+        """
+        self.growth = growth
+        self.config = config
+        self.optimizer = GrowingOptimizer(optimizer, config.schedule, config.total_steps)
+        self.sink = sink
+        self.step_count = 0
+        self.training_flops = 0
+        self.last_validation: Evaluation | None = None
+        self._store = store
+        self._load = load_kernel
+        self._evaluate = evaluate
+        self._reestimate = reestimate
+        self._rewinds = rewinds
+        self._on_epoch = on_epoch
+        self._governor = Governor(config.governor)
+        self._controller = Controller(
+            growth,
+            make_policy,
+            sink,
+            load_kernel,
+            config=config,
+            run_seed=run_seed,
+        )
+        self._device = next(growth.model.parameters()).device
+        self._losses = LossBuffer(self._device, drain_every)
+        self._pending: list[Pending] = []
+        self._epoch_losses: list[float] = []
+        self._data_digest = hashlib.sha256(b"").digest()
+        self._host_parameters = sum(p.numel() for p in growth.model.parameters())
+        self._rollbacks = 0
+        self._trip: Trip | None = None
+        self._checkpoint_digest: bytes | None = None
+        self._batch = config.batch_size
+        self._probe: Any = None
+        self._probe_stack = ExitStack()
+        self._step_began = self._epoch_began = self._run_began = time.perf_counter()
+
+    # --- what the run is now
+
+    @property
+    def epoch(self) -> int:
+        """Return the epoch the next step belongs to, from 0."""
+        return self.step_count // self.config.steps_per_epoch
+
+    @property
+    def done(self) -> bool:
+        """Tell whether all steps are taken."""
+        return self.step_count >= self.config.total_steps
+
+    @property
+    def at_epoch_end(self) -> bool:
+        """Tell whether the last step taken ended an epoch."""
+        return self.step_count % self.config.steps_per_epoch == 0
+
+    @property
+    def forward_flops(self) -> int:
+        """Return the forward FLOPs of one sample, seeds included."""
+        return self.growth.forward_flops + sum(self._controller.flops_of(seed) for seed in self.growth.attached())
+
+    @property
+    def parameters(self) -> int:
+        """Return the parameters of host and growth."""
+        return self._host_parameters + sum(p.numel() for p in self.growth.parameters())
+
+    def parameter_digest(self) -> bytes:
+        """Return the SHA-256 over every parameter and buffer of host and growth."""
+        return checkpoint.tensor_digest(
+            {**checkpoint.capture_module(self.growth.model, "host."), **self.growth.state()[1]}
+        )
+
+    # --- beginning
+
+    def begin(self, kernels: dict[str, list[KernelOption]]) -> None:
+        """Record the kernels on offer, graft what is born with the host, save the first checkpoint.
+
+        Args:
+            kernels: Kernels on offer by site.
+        """
+        self._controller.offer(kernels)
+        for path, options in self._controller.kernels.items():
+            self.sink.emit(
+                KernelsOffered,
+                site=path,
+                offers=[
+                    KernelOffer(
+                        kernel_id=option.kernel_id,
+                        blueprint_id=option.blueprint_id,
+                        name=option.name,
+                        parameters=option.parameters,
+                        flops=option.flops,
+                    )
+                    for option in options
+                ],
+            )
+        for birth in self.config.born:
+            action = Action(
+                kind="germinate", site=birth.site, blueprint_id=birth.blueprint_id, kernel_id=birth.kernel_id
+            )
+            self._controller.germinate(action, 0, None)
+        self._sync_groups()
+        self._save()
+        self._arm_probe()
+
+    def resume(self, data: bytes, kernels: dict[str, list[KernelOption]]) -> None:
+        """Go on from checkpoint bytes, with the kernels on offer as when the run began.
+
+        Raises:
+            CheckpointDamaged: The bytes do not fit this run.
+        """
+        self._controller.offer(kernels)
+        self._restore(checkpoint.decode(data))
+        self._checkpoint_digest = hashlib.sha256(data).digest()
+        self._arm_probe()
+
+    # --- a step
+
+    def step(self, loss: Tensor, *, samples_digest: bytes | None = None, batch: int | None = None) -> None:
+        """Take one optimiser step on a loss and record it.
+
+        Args:
+            loss: Mean loss of the batch, 0-dim, with its graph.
+            samples_digest: Digest of the batch's sample indices.
+            batch: Samples in the batch; the configured size when left out.
+
+        Raises:
+            Diverged: The governor tripped and no rollback is left.
+            RecorderStopped: The log no longer takes facts of this run.
+        """
+        number = self.step_count + 1
+        self._batch = batch or self._batch
+        rate = self.optimizer.set_rates(number)
+        self.optimizer.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        if self.growth.host_frozen:
+            for parameter in self.growth.model.parameters():
+                parameter.grad = None
+        for seed_id in self.growth.collect_faults(number):
+            self._controller.report(self.growth.seeds[seed_id], number)
+            self._governor.note_change(number)
+        self.optimizer.optimizer.step()
+        self.step_count = number
+        self.training_flops += _TRAIN_PASSES * self._batch * self.forward_flops
+        self.growth.tick(number)
+        self._sync_groups()
+        self._take_probe(number)
+        now = time.perf_counter()
+        # In this order, so that an interrupt in between leaves no step without its loss.
+        self._losses.add(loss)
+        self._pending.append(Pending(number, rate, samples_digest, now - self._step_began))
+        self._step_began = now
+        if self._losses.full:
+            self.drain()
+        if number % self.config.steps_per_epoch == 0 or self.done:
+            self.drain()
+            if self._trip is None:
+                self._end_epoch()
+        if self._trip is not None:
+            self._roll_back(self._trip)
+        self._arm_probe()
+
+    def drain(self) -> None:
+        """Emit the facts of the steps whose losses were gathered, and let the governor see them."""
+        for pending, value in zip(self._pending, self._losses.drain(), strict=False):
+            self.sink.emit(
+                TrainingStepCompleted,
+                epoch=(pending.step - 1) // self.config.steps_per_epoch,
+                step=pending.step,
+                loss=value,
+                learning_rate=pending.learning_rate,
+                samples_digest=pending.samples_digest,
+                duration_s=pending.duration_s,
+            )
+            self._epoch_losses.append(value)
+            self._data_digest = hashlib.sha256(self._data_digest + (pending.samples_digest or b"")).digest()
+            self._trip = self._trip or self._governor.check(pending.step, value)
+        self._pending.clear()
+
+    def _arm_probe(self) -> None:
+        if (self.step_count + 1) % self.config.probe_every == 0 and self._probe is None and not self.done:
+            self._probe = self._probe_stack.enter_context(self.growth.probe())
+
+    def _take_probe(self, number: int) -> None:
+        if self._probe is None:
+            return
+        probe, self._probe = self._probe, None
+        self._probe_stack.close()
+        self._controller.note_health(probe.measure(number))
+
+    def _sync_groups(self) -> None:
+        """Let the optimiser's groups follow the seeds."""
+        attached = {seed.id: seed for seed in self.growth.attached()}
+        grouped = set(self.optimizer.seeds())
+        for seed_id in grouped - attached.keys():
+            self.optimizer.remove(seed_id)
+        for seed_id, seed in attached.items():
+            if seed_id not in grouped:
+                self.optimizer.add(seed_id, parameters_of(seed), self.step_count)
+
+    # --- the end of an epoch
+
+    def _end_epoch(self) -> None:
+        step = self.step_count
+        epoch = (step - 1) // self.config.steps_per_epoch
+        evaluation = self._validate()
+        if evaluation is not None and not math.isfinite(evaluation.loss):
+            self._trip = Trip(kind="not_finite", evidence={"validation_loss": evaluation.loss})
+            return
+        self._measure_counterfactuals(step)
+        self.growth.moved_alphas(step)
+        train_loss = math.fsum(self._epoch_losses) / len(self._epoch_losses)
+        now = time.perf_counter()
+        ended = {
+            "epoch": epoch,
+            "step": step,
+            "train_loss": train_loss,
+            "validation_loss": None if evaluation is None else evaluation.loss,
+            "validation_accuracy": None if evaluation is None else evaluation.accuracy,
+            "parameters": self.parameters,
+            "training_flops": self.training_flops,
+            "parameter_digest": self.parameter_digest(),
+            "data_digest": self._data_digest,
+            "duration_s": now - self._epoch_began,
+        }
+        self.sink.emit(EpochCompleted, **ended)
+        self._epoch_began = now
+        self._epoch_losses = []
+        self._data_digest = hashlib.sha256(b"").digest()
+        self._controller.note_epoch(train_loss, None if evaluation is None else evaluation.loss)
+        self.sink.barrier()
+        self._decide(epoch)
+        self._save()
+        self.last_validation = evaluation
+        if self._on_epoch is not None:
+            self._on_epoch(self)
+
+    def _validate(self) -> Evaluation | None:
+        if self._evaluate is None:
+            return None
+        evaluation = self._undisturbed(self._evaluate)
+        self.training_flops += evaluation.losses.numel() * self.forward_flops
+        return evaluation
+
+    def _undisturbed(self, evaluate: Evaluate, model: nn.Module | None = None) -> Evaluation:
+        """Evaluate without gradient, in eval mode, leaving modes and random streams as they were."""
+        model = self.growth.model if model is None else model
+        before, modes = rng_state(), [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            with torch.no_grad():
+                return evaluate(model)
+        finally:
+            for module, training in modes:
+                module.training = training
+            set_rng_state(before)
+
+    def _measure_counterfactuals(self, step: int) -> None:
+        evaluate = self._evaluate
+        if evaluate is None:
+            return
+        for seed in self.growth.seeds.values():
+            if seed.state in (SeedState.EVALUATING, SeedState.FINE_TUNING):
+                measured = leave_one_out(
+                    self.growth, seed, lambda model: evaluate(model).losses, step=step, reestimate=self._reestimate
+                )
+                self.training_flops += 2 * measured.samples * self.forward_flops
+
+    def _decide(self, epoch: int) -> None:
+        observation = self._controller.observe(
+            step=self.step_count,
+            total_steps=self.config.total_steps,
+            epoch=epoch,
+            parameters=self.parameters,
+            initial_parameters=self._host_parameters,
+        )
+        action = self._controller.decide(observation)
+        if action.kind == "cull":  # a graft's zero tail does not move the loss, so it needs no grace
+            self._governor.note_change(self.step_count)
+        self._sync_groups()
+
+    # --- full state
+
+    def _save(self) -> None:
+        """Store the full state and record where."""
+        data = checkpoint.encode(self._capture())
+        self._checkpoint_digest = self._store.put(data)
+        self.sink.emit(CheckpointSaved, step=self.step_count, digest=self._checkpoint_digest, size_bytes=len(data))
+        self.sink.barrier()
+
+    def _capture(self) -> checkpoint.State:
+        growth_meta, growth_tensors = self.growth.state()
+        optimizer_meta, optimizer_tensors = self.optimizer.capture()
+        rng_meta, rng_tensors = rng_state()
+        meta = {
+            "step": self.step_count,
+            "training_flops": self.training_flops,
+            "rollbacks": self._rollbacks,
+            "growth": growth_meta,
+            "optimizer": optimizer_meta,
+            "governor": self._governor.state(),
+            "controller": self._controller.state(),
+            "rng": rng_meta,
+        }
+        tensors = {
+            **checkpoint.capture_module(self.growth.model, "host."),
+            **growth_tensors,
+            **optimizer_tensors,
+            **{f"rng.{name}": tensor for name, tensor in rng_tensors.items()},
+        }
+        return checkpoint.State(meta, tensors)
+
+    def _restore(self, state: checkpoint.State, *, rewind: bool = True) -> None:
+        meta, tensors = state
+        checkpoint.restore_module(self.growth.model, tensors, "host.")
+        self.growth.restore(meta["growth"], tensors, lambda kernel_id: load_module(self._load(kernel_id)))
+        seeds = {seed.id: parameters_of(seed) for seed in self.growth.attached()}
+        self.optimizer.restore(meta["optimizer"], tensors, seeds)
+        self._governor.restore(meta["governor"])
+        self._controller.restore(meta["controller"])
+        set_rng_state((meta["rng"], {n[4:]: t for n, t in tensors.items() if n.startswith("rng.")}))
+        if rewind:
+            self.step_count = meta["step"]
+        self.training_flops = meta["training_flops"]
+        self._rollbacks = meta["rollbacks"]
+        self._trip = None
+        self._pending.clear()
+        self._losses.drain()
+        self._epoch_losses = []
+        self._data_digest = hashlib.sha256(b"").digest()
+
+    def _roll_back(self, trip: Trip) -> None:
+        """Restore the last checkpoint and cull the graft under suspicion.
+
+        Raises:
+            Diverged: There is no graft to blame, or too many rollbacks were made.
+        """
+        suspect = self.growth.suspect()
+        self.sink.emit(
+            GovernorTripped,
+            step=self.step_count,
+            kind=trip.kind,
+            evidence=trip.evidence,
+            suspect_seed_id=None if suspect is None else suspect.id,
+        )
+        made, flops, from_step = self._rollbacks + 1, self.training_flops, self.step_count
+        if suspect is None or made > self.config.governor.max_rollbacks or self._checkpoint_digest is None:
+            raise Diverged(
+                f"training went wrong at step {from_step} ({trip.kind}: {trip.evidence}) and "
+                + ("no graft is to blame" if suspect is None else f"{made - 1} rollbacks were made already"),
+                hint="lower the learning rate; `esper run report` shows the losses before it",
+            )
+        if self._probe is not None:
+            self._probe = None
+            self._probe_stack.close()
+        state = checkpoint.decode(self._store.get(self._checkpoint_digest))
+        self._restore(state, rewind=self._rewinds)
+        self._rollbacks, self.training_flops = made, flops
+        self.sink.next_attempt()
+        self.sink.emit(
+            RolledBack,
+            from_step=from_step,
+            to_step=state.meta["step"],
+            checkpoint_digest=self._checkpoint_digest,
+            culled_seed_id=suspect.id,
+        )
+        self.growth.roll_back(suspect, step=self.step_count)
+        self._governor.note_change(self.step_count)
+        self._sync_groups()
+        self._save()
+
+    # --- the end
+
+    def finish(self, test: Evaluate | None) -> nn.Module:
+        """Fold the growth, touch the test data once and record the end.
+
+        What the user gets is what is tested: seeds that were not kept are dropped first.
+
+        Args:
+            test: Losses of test data.
+
+        Returns:
+            The grown model as a plain module.
+
+        Raises:
+            GrowthError: The folded model does not compute the same.
+        """
+        for seed_id in [f"seed-{number}" for number in range(1, len(self.config.born) + 1)]:
+            self.growth.command("fossilize", seed_id, step=self.step_count)
+        digest, parameters = self.parameter_digest(), self.parameters
+        # Low-rank branches read the site's input and vanish into its weight.
+        branches = [
+            seed
+            for seed in self.growth.attached()
+            if seed.state is SeedState.FOSSILIZED and not seed.quarantined and seed.reads == "output"
+        ]
+        inference_flops = self.growth.forward_flops + sum(map(self._controller.flops_of, branches))
+        model = detach(self.growth, step=self.step_count)
+        evaluation = None if test is None else self._undisturbed(test, model)
+        self.sink.emit(
+            RunFinished,
+            step=self.step_count,
+            test_loss=None if evaluation is None else evaluation.loss,
+            test_accuracy=None if evaluation is None else evaluation.accuracy,
+            parameters=parameters,
+            folded_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            training_flops=self.training_flops,
+            inference_flops=inference_flops,
+            parameter_digest=digest,
+            duration_s=time.perf_counter() - self._run_began,
+        )
+        self.sink.barrier()
+        return model
+
+
+def parameters_of(seed: Seed) -> list[nn.Parameter]:
+    """Return the parameters of a seed's branch; none once it is detached."""
+    return [] if seed.module is None else list(seed.module.parameters())
