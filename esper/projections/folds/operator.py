@@ -1,0 +1,27 @@
+"""From operator facts to operator_actions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from esper.events.base import Fact
+from esper.events.envelope import Envelope
+from esper.events.operator import NoteAdded
+from esper.projections.staging import Staging
+
+
+class OperatorFold:
+    """Keeps what people did."""
+
+    def __init__(self, staging: Staging) -> None:
+        """Write to a staging."""
+        self._actions = staging.rows["operator_actions"].append
+
+    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+        """Return the function for each fact type."""
+        return {NoteAdded: self.noted}
+
+    def noted(self, envelope: Envelope, fact: NoteAdded) -> None:
+        """Append a note."""
+        self._actions((fact.run_id, envelope.position, envelope.recorded_at, envelope.type, fact.actor, fact.text))
