@@ -1,0 +1,1 @@
+"""The command line: one file per noun, nothing heavy imported before a command runs."""

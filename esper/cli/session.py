@@ -1,0 +1,138 @@
+"""One run of the program: its settings, and the log, tables and artifacts it opens, each when it is first needed.
+
+Belongs here: opening things once, and closing them at the end. Does not belong here: reading from them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from esper.cli import output
+
+if TYPE_CHECKING:
+    import typer
+
+    from esper.artifacts import ArtifactStore
+    from esper.oona.port import EventLog
+    from esper.settings import Settings
+
+#: What people are told to do first.
+FIRST_STEP = "run `esper demo`"
+_PLACES = ("home", "log", "db", "artifacts")
+
+
+class Session:
+    """What the commands of one run of the program share."""
+
+    def __init__(self, flags: Mapping[str, object], *, config_file: Path | None = None) -> None:
+        """Keep the global options; nothing is read or opened yet.
+
+        Args:
+            flags: Settings given on the command line, None where not given.
+            config_file: Settings file named on the command line.
+        """
+        self._flags = flags
+        self._config_file = config_file
+        self._open = ExitStack()
+
+    def global_arguments(self) -> list[str]:
+        """Return the global options that say where things are, as they were given on the command line."""
+        given = {"config": self._config_file, **{name: self._flags.get(name) for name in _PLACES}}
+        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+    def close(self) -> None:
+        """Close whatever was opened, last first."""
+        self._open.close()
+
+    @cached_property
+    def trace_id(self) -> str:
+        """Id that everything this command sets off shares."""
+        from esper.ids import new_trace_id
+
+        return new_trace_id()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings; messages are set up by them the first time.
+
+        Raises:
+            ConfigError: A setting is unknown or cannot be used.
+        """
+        from esper.logs import bound, configure
+        from esper.settings import load_settings
+
+        settings = load_settings(self._flags, config_file=self._config_file)
+        output.set_color(settings.color)
+        configure(
+            level=settings.log_level,
+            form=settings.log_format,
+            color=settings.color == "always" or (settings.color == "auto" and sys.stderr.isatty()),
+        )
+        self._open.enter_context(bound(trace_id=self.trace_id))
+        return settings
+
+    @cached_property
+    def log(self) -> EventLog:
+        """The log that is there; reading never makes one.
+
+        Raises:
+            NotFound: There is no log yet.
+        """
+        return self._open_log(create=False)
+
+    @cached_property
+    def new_log(self) -> EventLog:
+        """The log, made where there is none."""
+        return self._open_log(create=True)
+
+    @cached_property
+    def tables(self) -> Any:
+        """The engine of the tables, which know all of the log: what they lack is folded first.
+
+        Raises:
+            NotFound: There is no log yet.
+            LogRegressed: The tables were built from another log.
+        """
+        from esper.cli.progress import progress
+        from esper.projections.open import open_tables
+        from esper.projections.runner import Projector
+
+        log = self.log
+        engine = open_tables(self.settings.db)
+        self._open.callback(engine.dispose)
+        with progress("bringing the tables up to date") as advance:
+            Projector(log, engine).catch_up(advance)
+        return engine
+
+    @cached_property
+    def store(self) -> ArtifactStore:
+        """The artifact store."""
+        from esper.artifacts import open_store
+
+        return open_store(self.settings.artifacts)
+
+    def _open_log(self, *, create: bool) -> EventLog:
+        from esper.errors import NotFound
+        from esper.oona import open_log
+        from esper.redact import mask_text
+
+        url = self.settings.log
+        try:
+            log = open_log(url, create=create)
+        except NotFound:
+            raise NotFound(f"no log at {mask_text(url)}", hint=FIRST_STEP) from None
+        self._open.callback(log.close)
+        return log
+
+
+def session_of(ctx: typer.Context) -> Session:
+    """Return the session of a command's context."""
+    session: Any = ctx.obj
+    if not isinstance(session, Session):
+        raise TypeError("commands are run through the program `esper`")
+    return session
