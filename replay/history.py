@@ -13,14 +13,11 @@ import msgspec
 
 from esper.errors import NotFound, ReplayError
 from esper.events import Fact, fact_of
-from esper.events.envelope import Envelope
 from esper.events.run import CheckpointSaved, RunFailed, RunFinished, RunPaused, RunResumed, RunStarted
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, iterate_stream
 
 #: Facts of the process rather than of the training; a resumed attempt does not repeat them.
 _PROCESS = (RunPaused, RunFailed, RunResumed)
-
-_PAGE = 2000
 
 
 class Recorded(NamedTuple):
@@ -85,20 +82,13 @@ def load_history(log: EventLog, run_id: str, *, until: int | None = None) -> His
 
 def _merged(log: EventLog, run_id: str, until: int | None) -> list[Recorded]:
     """Return the facts of the run's own and its decisions' streams by position."""
-    envelopes = [*_stream(log, f"run/{run_id}"), *_stream(log, f"decision/{run_id}")]
+    envelopes = [*iterate_stream(log, f"run/{run_id}"), *iterate_stream(log, f"decision/{run_id}")]
     envelopes.sort(key=lambda envelope: envelope.position)
     return [
         Recorded(envelope.position, fact_of(envelope))
         for envelope in envelopes
         if until is None or envelope.position <= until
     ]
-
-
-def _stream(log: EventLog, stream: str) -> Iterator[Envelope]:
-    after = 0
-    while page := log.read_stream(stream, after=after, limit=_PAGE):
-        yield from page
-        after = page[-1].version
 
 
 def _effective(recorded: list[Recorded], run_id: str) -> tuple[list[Recorded], list[Overlap], int]:

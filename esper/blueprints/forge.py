@@ -8,7 +8,7 @@ separate workers will write.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -23,7 +23,7 @@ from esper.blueprints.ir import Blueprint, SiteSignature, parse
 from esper.blueprints.kernel import Kernel, decode_kernel, encode_kernel, kernel_id, kernel_seed, load_module
 from esper.blueprints.verify import fits, verify
 from esper.errors import BlueprintInvalid, EventIdReused, KernelRefused, NotFound
-from esper.events import Envelope, Event, Fact, fact_of
+from esper.events import Event, Fact, fact_of
 from esper.events.blueprint import BlueprintRejected, BlueprintRetired, BlueprintSubmitted
 from esper.events.kernel import (
     CompilationFailed,
@@ -33,9 +33,7 @@ from esper.events.kernel import (
     KernelValidated,
 )
 from esper.ids import derived_id, sha256
-from esper.oona.port import ANY, EventLog
-
-_PAGE = 1000
+from esper.oona.port import ANY, EventLog, iterate_stream
 
 
 class KernelRef(msgspec.Struct, frozen=True, kw_only=True):
@@ -302,7 +300,7 @@ class Forge:
 
     def _history(self, identity: str) -> _History:
         history = _History()
-        for envelope in self._stream(f"blueprint/{identity}"):
+        for envelope in iterate_stream(self._log, f"blueprint/{identity}"):
             match fact_of(envelope):
                 case BlueprintSubmitted():
                     history.submitted = envelope.event_id
@@ -319,12 +317,6 @@ class Forge:
                 case _:
                     pass  # characterisations and refusals of documents say nothing about what can be reused
         return history
-
-    def _stream(self, stream: str) -> Iterator[Envelope]:
-        after = 0
-        while page := self._log.read_stream(stream, after, _PAGE):
-            yield from page
-            after = page[-1].version
 
 
 def _same(fact: KernelCompiled, signature: dict[str, Any]) -> bool:

@@ -214,14 +214,12 @@ class _Filter:
 
 def _one_stream(log: EventLog, stream: str) -> Iterator[Envelope]:
     """Yield a stream's events, oldest first."""
-    if log.stream_version(stream) == 0:
-        from esper.errors import NotFound
+    from esper.errors import NotFound
+    from esper.oona.port import iterate_stream
 
+    if log.stream_version(stream) == 0:
         raise NotFound(f"the log has no stream {stream!r}", hint="`esper log read` shows the stream of each event")
-    version = 0
-    while page := log.read_stream(stream, version, _PAGE):
-        yield from page
-        version = page[-1].version
+    yield from iterate_stream(log, stream)
 
 
 def _require(name: str, known: Collection[str], what: str) -> None:

@@ -14,6 +14,7 @@ from esper.oona.port import (
     LogReport,
     Receipt,
     iterate,
+    iterate_stream,
 )
 from esper.oona.recorder import Recorder
 from esper.oona.salvage import SalvageReport, salvage
@@ -33,6 +34,7 @@ __all__ = [
     "SalvageReport",
     "SqliteLog",
     "iterate",
+    "iterate_stream",
     "open_log",
     "salvage",
 ]

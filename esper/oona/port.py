@@ -163,3 +163,17 @@ def iterate(
     while page := log.read(after, batch, topics=topics, until=end):
         yield from page
         after = page[-1].position
+
+
+def iterate_stream(log: EventLog, stream: str, after: int = 0, *, batch: int = 2000) -> Iterator[Envelope]:
+    """Yield a stream's records in order, page by page.
+
+    Args:
+        log: Log to read.
+        stream: Name of the stream; one that does not exist yields nothing.
+        after: Version to go on from; 0 for the start.
+        batch: Records per page.
+    """
+    while page := log.read_stream(stream, after, batch):
+        yield from page
+        after = page[-1].version

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 _RUNS_HINT = "`esper run list` shows the runs"
-_DECISIONS_HINT = "`esper decision list RUN` shows the run's decisions"
+_DECISIONS_HINT = "`esper decision list --run RUN` shows the run's decisions"
 _SEEDS_HINT = "`esper seed list` shows the seeds"
 
 #: Columns of ``decisions`` by the position from which they hold.

@@ -11,13 +11,11 @@ from esper.errors import ConfigError
 from esper.events import fact_of
 from esper.events.lifecycle import SeedState
 from esper.events.seed import SeedTransitioned
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, iterate_stream
 from esper.tolaria.config import Birth, RunConfig
 
 NO_GROWTH = "no-growth"
 FROM_SCRATCH = "from-scratch"
-
-_PAGE = 2000
 
 
 def without_growth(config: RunConfig, run_id: str) -> RunConfig:
@@ -55,12 +53,9 @@ def from_scratch(config: RunConfig, run_id: str, log: EventLog) -> RunConfig:
 def kept_seeds(log: EventLog, run_id: str) -> list[SeedTransitioned]:
     """Return the last move of each seed that ended fossilised, in order of seed id."""
     last: dict[str, SeedTransitioned] = {}
-    version = 0
-    while page := log.read_stream(f"run/{run_id}", after=version, limit=_PAGE):
-        for envelope in page:
-            if envelope.type == SeedTransitioned.info.name:
-                fact = fact_of(envelope)
-                if isinstance(fact, SeedTransitioned):
-                    last[fact.seed_id] = fact
-        version = page[-1].version
+    for envelope in iterate_stream(log, f"run/{run_id}"):
+        if envelope.type == SeedTransitioned.info.name:
+            fact = fact_of(envelope)
+            if isinstance(fact, SeedTransitioned):
+                last[fact.seed_id] = fact
     return [one for _, one in sorted(last.items()) if one.target == SeedState.FOSSILIZED]

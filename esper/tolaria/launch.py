@@ -26,7 +26,7 @@ from esper.events.seed import KernelsOffered
 from esper.ids import new_run_id, new_trace_id
 from esper.kasmina import Growth
 from esper.logs import bound
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, iterate_stream
 from esper.oona.recorder import Recorder
 from esper.tamiyo import KernelOption, Policy, make_policy
 from esper.tolaria import determinism, provenance
@@ -39,8 +39,6 @@ from esper.tolaria.trainer import prepare, train
 
 #: Blueprints that are offered only when a run asks for them by name: a placebo is no growth.
 _ON_REQUEST = frozenset({"noop"})
-
-_PAGE = 2000
 
 
 class Trained(NamedTuple):
@@ -224,21 +222,20 @@ def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
     checkpoint: CheckpointSaved | None = None
     kernels: dict[str, list[KernelOption]] = {}
     version, attempts, last_step, finished = 0, 1, 0, False
-    while page := log.read_stream(f"run/{run_id}", after=version, limit=_PAGE):
-        for envelope in page:
-            fact = fact_of(envelope)
-            attempts = max(attempts, getattr(fact, "attempt", 1))
-            if isinstance(fact, RunStarted):
-                started = fact
-            elif isinstance(fact, TrainingStepCompleted):
-                last_step = fact.step
-            elif isinstance(fact, CheckpointSaved):
-                checkpoint = fact
-            elif isinstance(fact, KernelsOffered):
-                kernels[fact.site] = options_of(fact)
-            elif isinstance(fact, RunFinished):
-                finished = True
-        version = page[-1].version
+    for envelope in iterate_stream(log, f"run/{run_id}"):
+        version = envelope.version
+        fact = fact_of(envelope)
+        attempts = max(attempts, getattr(fact, "attempt", 1))
+        if isinstance(fact, RunStarted):
+            started = fact
+        elif isinstance(fact, TrainingStepCompleted):
+            last_step = fact.step
+        elif isinstance(fact, CheckpointSaved):
+            checkpoint = fact
+        elif isinstance(fact, KernelsOffered):
+            kernels[fact.site] = options_of(fact)
+        elif isinstance(fact, RunFinished):
+            finished = True
     if started is None:
         raise NotFound(f"no run {run_id!r} in the log", hint="`esper run list` shows the runs")
     if checkpoint is None:
@@ -340,7 +337,7 @@ def _submitted(log: EventLog) -> dict[str, Blueprint]:
     found: dict[str, Blueprint] = {}
     for stream in log.streams("blueprint/"):
         submitted, retired = None, False
-        for envelope in log.read_stream(stream):
+        for envelope in iterate_stream(log, stream):
             fact = fact_of(envelope)
             if isinstance(fact, BlueprintSubmitted):
                 submitted = fact

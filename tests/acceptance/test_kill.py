@@ -26,7 +26,7 @@ def result(home: Path) -> dict[str, object]:
     runs = json.loads(esper(home, "run", "list", "--json").stdout)
     facts = esper(home, "log", "read", "--type", "RunFinished", "--json").stdout.splitlines()
     assert len(runs) == len(facts) == 1
-    return json.loads(facts[0])["payload"]
+    return json.loads(facts[0])["fact"]
 
 
 @pytest.mark.acceptance

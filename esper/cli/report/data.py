@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from esper.cli.report import wording
 from esper.cli.report.growth import decision_of, gains_of, lanes_of, sites_shown
-from esper.cli.report.history import Decided, History, blueprint_names, decided, stream
+from esper.cli.report.history import Decided, History, blueprint_names, decided
 from esper.cli.report.model import (
     Arm,
     Note,
@@ -182,7 +182,7 @@ def _children(log: EventLog, history: History) -> Iterator[RunStarted]:
 
 def _notes(log: EventLog, run_id: str) -> list[Note]:
     found = []
-    for envelope in stream(log, f"operator/{run_id}"):
+    for envelope in iterate_stream(log, f"operator/{run_id}"):
         fact = fact_of(envelope)
         if isinstance(fact, NoteAdded):
             found.append(Note(actor=fact.actor, text=fact.text, at=envelope.recorded_at))

@@ -6,12 +6,11 @@ Belongs here: reading streams and telling which facts are effective. Does not be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from esper.cli.report.model import Moment
 from esper.errors import NotFound
-from esper.events import Envelope, Fact, fact_of
+from esper.events import Fact, fact_of
 from esper.events.decision import DecisionExecuted, DecisionMade, DecisionRequested
 from esper.events.run import (
     EpochCompleted,
@@ -34,11 +33,10 @@ from esper.events.seed import (
     SiteRegistered,
 )
 from esper.names import RunStatus
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, iterate_stream
 
 F = TypeVar("F", bound=Fact)
 
-_PAGE = 2000
 #: Facts that happened at a step and are done again when a later attempt begins before it.
 _STEPPED = (
     TrainingStepCompleted,
@@ -82,7 +80,7 @@ class History:
         self.attempts = 1
         self.redone = 0
         self.count = 0
-        for envelope in stream(log, f"run/{run_id}"):
+        for envelope in iterate_stream(log, f"run/{run_id}"):
             fact = fact_of(envelope)
             if self.count == 0:
                 self.first, self.started_at = envelope.position, envelope.recorded_at
@@ -184,7 +182,7 @@ def decided(log: EventLog, history: History) -> list[Decided]:
     """Return the effective decisions of a run, in order of their numbers; of two of one number, the later attempt's."""
     found: dict[tuple[int, int], Decided] = {}
     requested: dict[tuple[int, int], DecisionRequested] = {}
-    for envelope in stream(log, f"decision/{history.started.run_id}"):
+    for envelope in iterate_stream(log, f"decision/{history.started.run_id}"):
         match fact_of(envelope):
             case DecisionRequested() as fact:
                 requested[fact.decision, fact.attempt] = fact
@@ -215,11 +213,3 @@ def sites_of(history: History) -> list[SiteRegistered]:
     """Return the sites of a run once each (a resumed run registers them again), by depth."""
     found = {fact.site: fact for fact in history.of(SiteRegistered)}
     return sorted(found.values(), key=lambda fact: (fact.depth, fact.site))
-
-
-def stream(log: EventLog, name: str) -> Iterator[Envelope]:
-    """Yield all records of a stream, page by page."""
-    after = 0
-    while page := log.read_stream(name, after, _PAGE):
-        yield from page
-        after = page[-1].version
