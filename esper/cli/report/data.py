@@ -30,7 +30,7 @@ from esper.events.run import (
     TrainingStepCompleted,
 )
 from esper.names import TopicNames
-from esper.oona.port import EventLog, iterate
+from esper.oona.port import EventLog, iterate, iterate_stream
 
 _ROLES = ("no-growth", "from-scratch")
 
