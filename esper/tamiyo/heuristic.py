@@ -128,7 +128,8 @@ class Heuristic:
             return False
         validation = _finite(observation.recent_validation_losses)
         if len(validation) >= 3:
-            best, latest = min(validation), sum(validation[-2:]) / 2
+            # The better of two, not their mean: while the loss falls fast the mean lies above the best by itself.
+            best, latest = min(validation), min(validation[-2:])
             if latest > best + s.overfit_frac * abs(best):
                 return False
         residual = _finite(site.zr for site in observation.sites)
