@@ -30,6 +30,7 @@ from esper.settings import load_settings
 from esper.tolaria import determinism
 from esper.tolaria.config import RunConfig, from_plain, to_plain
 from esper.tolaria.controller import MakePolicy
+from esper.tolaria.evaluation import Evaluate, Evaluation
 from esper.tolaria.launch import (
     RecordedRun,
     forge_kernels,
@@ -38,7 +39,7 @@ from esper.tolaria.launch import (
     recorded_run,
     started_fields,
 )
-from esper.tolaria.session import Evaluate, Evaluation, Session
+from esper.tolaria.session import Session
 from esper.tolaria.sink import RecordingSink
 from esper.tolaria.task import samples_digest
 from esper.tolaria.trainer import fail, sites_known

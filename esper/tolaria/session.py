@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.blueprints.kernel import load_module
 from esper.errors import Diverged
 from esper.events.decision import Action
 from esper.events.lifecycle import SeedState
@@ -35,7 +34,7 @@ from esper.events.run import (
     TrainingStepCompleted,
 )
 from esper.events.seed import KernelOffer, KernelsOffered
-from esper.kasmina import Growth, Seed
+from esper.kasmina import Growth
 from esper.kasmina.counterfactual import leave_one_out
 from esper.kasmina.fold import detach
 from esper.tamiyo import KernelOption
@@ -43,7 +42,8 @@ from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.config import RunConfig
 from esper.tolaria.controller import Controller, LoadKernel, MakePolicy
-from esper.tolaria.determinism import rng_state, set_rng_state
+from esper.tolaria.evaluation import Evaluate, Evaluation, undisturbed
+from esper.tolaria.fullstate import FullState, parameters_of
 from esper.tolaria.governor import Governor, Trip
 from esper.tolaria.losses import LossBuffer
 from esper.tolaria.optim import GrowingOptimizer
@@ -52,26 +52,8 @@ from esper.tolaria.sink import FactSink
 #: A backward pass costs about twice a forward pass.
 _TRAIN_PASSES = 3
 
-
-class Evaluation(NamedTuple):
-    """Losses ``[n]`` of held-out samples, and which were answered right (bool ``[n]``) where that makes sense."""
-
-    losses: Tensor
-    correct: Tensor | None = None
-
-    @property
-    def loss(self) -> float:
-        """Return the mean loss."""
-        return float(self.losses.double().mean())
-
-    @property
-    def accuracy(self) -> float | None:
-        """Return the share answered right, or None."""
-        return None if self.correct is None else float(self.correct.double().mean())
-
-
-#: Gives the losses of held-out data for a model.
-Evaluate = Callable[[nn.Module], Evaluation]
+#: Where the chain of an epoch's sample digests begins.
+_NO_DATA = hashlib.sha256(b"").digest()
 
 
 class Pending(NamedTuple):
@@ -128,7 +110,6 @@ class Session:
         self.training_flops = 0
         self.last_validation: Evaluation | None = None
         self._store = store
-        self._load = load_kernel
         self._evaluate = evaluate
         self._reestimate = reestimate
         self._rewinds = rewinds
@@ -142,11 +123,12 @@ class Session:
             config=config,
             run_seed=run_seed,
         )
+        self._state = FullState(growth, self.optimizer, self._governor, self._controller, load_kernel)
         self._device = next(growth.model.parameters()).device
         self._losses = LossBuffer(self._device, drain_every)
         self._pending: list[Pending] = []
         self._epoch_losses: list[float] = []
-        self._data_digest = hashlib.sha256(b"").digest()
+        self._data_digest = _NO_DATA
         self._host_parameters = sum(p.numel() for p in growth.model.parameters())
         self._rollbacks = 0
         self._trip: Trip | None = None
@@ -182,12 +164,6 @@ class Session:
     def parameters(self) -> int:
         """Return the parameters of host and growth."""
         return self._host_parameters + sum(p.numel() for p in self.growth.parameters())
-
-    def parameter_digest(self) -> bytes:
-        """Return the SHA-256 over every parameter and buffer of host and growth."""
-        return checkpoint.tensor_digest(
-            {**checkpoint.capture_module(self.growth.model, "host."), **self.growth.state()[1]}
-        )
 
     # --- beginning
 
@@ -338,14 +314,14 @@ class Session:
             "validation_accuracy": None if evaluation is None else evaluation.accuracy,
             "parameters": self.parameters,
             "training_flops": self.training_flops,
-            "parameter_digest": self.parameter_digest(),
+            "parameter_digest": self._state.parameter_digest(),
             "data_digest": self._data_digest,
             "duration_s": now - self._epoch_began,
         }
         self.sink.emit(EpochCompleted, **ended)
         self._epoch_began = now
         self._epoch_losses = []
-        self._data_digest = hashlib.sha256(b"").digest()
+        self._data_digest = _NO_DATA
         self._controller.note_epoch(train_loss, None if evaluation is None else evaluation.loss)
         self.sink.barrier()
         self._decide(epoch)
@@ -357,22 +333,9 @@ class Session:
     def _validate(self) -> Evaluation | None:
         if self._evaluate is None:
             return None
-        evaluation = self._undisturbed(self._evaluate)
+        evaluation = undisturbed(self.growth.model, self._evaluate)
         self.training_flops += evaluation.losses.numel() * self.forward_flops
         return evaluation
-
-    def _undisturbed(self, evaluate: Evaluate, model: nn.Module | None = None) -> Evaluation:
-        """Evaluate without gradient, in eval mode, leaving modes and random streams as they were."""
-        model = self.growth.model if model is None else model
-        before, modes = rng_state(), [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
-            with torch.no_grad():
-                return evaluate(model)
-        finally:
-            for module, training in modes:
-                module.training = training
-            set_rng_state(before)
 
     def _measure_counterfactuals(self, step: int) -> None:
         evaluate = self._evaluate
@@ -402,51 +365,27 @@ class Session:
 
     def _save(self) -> None:
         """Store the full state and record where."""
-        data = checkpoint.encode(self._capture())
+        counters = {
+            "step": self.step_count,
+            "training_flops": self.training_flops,
+            "rollbacks": self._rollbacks,
+        }
+        data = checkpoint.encode(self._state.capture(counters))
         self._checkpoint_digest = self._store.put(data)
         self.sink.emit(CheckpointSaved, step=self.step_count, digest=self._checkpoint_digest, size_bytes=len(data))
         self.sink.barrier()
 
-    def _capture(self) -> checkpoint.State:
-        growth_meta, growth_tensors = self.growth.state()
-        optimizer_meta, optimizer_tensors = self.optimizer.capture()
-        rng_meta, rng_tensors = rng_state()
-        meta = {
-            "step": self.step_count,
-            "training_flops": self.training_flops,
-            "rollbacks": self._rollbacks,
-            "growth": growth_meta,
-            "optimizer": optimizer_meta,
-            "governor": self._governor.state(),
-            "controller": self._controller.state(),
-            "rng": rng_meta,
-        }
-        tensors = {
-            **checkpoint.capture_module(self.growth.model, "host."),
-            **growth_tensors,
-            **optimizer_tensors,
-            **{f"rng.{name}": tensor for name, tensor in rng_tensors.items()},
-        }
-        return checkpoint.State(meta, tensors)
-
     def _restore(self, state: checkpoint.State, *, rewind: bool = True) -> None:
-        meta, tensors = state
-        checkpoint.restore_module(self.growth.model, tensors, "host.")
-        self.growth.restore(meta["growth"], tensors, lambda kernel_id: load_module(self._load(kernel_id)))
-        seeds = {seed.id: parameters_of(seed) for seed in self.growth.attached()}
-        self.optimizer.restore(meta["optimizer"], tensors, seeds)
-        self._governor.restore(meta["governor"])
-        self._controller.restore(meta["controller"])
-        set_rng_state((meta["rng"], {n[4:]: t for n, t in tensors.items() if n.startswith("rng.")}))
+        self._state.restore(state, random=rewind)
         if rewind:
-            self.step_count = meta["step"]
-        self.training_flops = meta["training_flops"]
-        self._rollbacks = meta["rollbacks"]
+            self.step_count = state.meta["step"]
+        self.training_flops = state.meta["training_flops"]
+        self._rollbacks = state.meta["rollbacks"]
         self._trip = None
         self._pending.clear()
         self._losses.drain()
         self._epoch_losses = []
-        self._data_digest = hashlib.sha256(b"").digest()
+        self._data_digest = _NO_DATA
 
     def _roll_back(self, trip: Trip) -> None:
         """Restore the last checkpoint and cull the graft under suspicion.
@@ -506,7 +445,7 @@ class Session:
         """
         for seed_id in [f"seed-{number}" for number in range(1, len(self.config.born) + 1)]:
             self.growth.command("fossilize", seed_id, step=self.step_count)
-        digest, parameters = self.parameter_digest(), self.parameters
+        digest, parameters = self._state.parameter_digest(), self.parameters
         # Low-rank branches read the site's input and vanish into its weight.
         branches = [
             seed
@@ -515,7 +454,7 @@ class Session:
         ]
         inference_flops = self.growth.forward_flops + sum(map(self._controller.flops_of, branches))
         model = detach(self.growth, step=self.step_count)
-        evaluation = None if test is None else self._undisturbed(test, model)
+        evaluation = None if test is None else undisturbed(model, test)
         self.sink.emit(
             RunFinished,
             step=self.step_count,
@@ -530,8 +469,3 @@ class Session:
         )
         self.sink.barrier()
         return model
-
-
-def parameters_of(seed: Seed) -> list[nn.Parameter]:
-    """Return the parameters of a seed's branch; none once it is detached."""
-    return [] if seed.module is None else list(seed.module.parameters())

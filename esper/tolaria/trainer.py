@@ -25,8 +25,9 @@ from esper.tamiyo import KernelOption
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.config import RunConfig
 from esper.tolaria.controller import LoadKernel, MakePolicy
+from esper.tolaria.evaluation import Evaluation
 from esper.tolaria.optim import make_optimizer
-from esper.tolaria.session import Evaluation, Session
+from esper.tolaria.session import Session
 from esper.tolaria.sink import FactSink
 from esper.tolaria.task import DataOrder, Split, Task, TaskData, samples_digest
 
