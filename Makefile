@@ -72,7 +72,10 @@ $(VENV)/.stamp-train: $(INPUTS) | $(BIN)/python
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train]'
 	@touch $@
 
+# The power-loss tests build a small library with gcc that notes what was forced to disk.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-train
+	@command -v gcc >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq gcc libc6-dev; } || \
+	  { echo "the tests need gcc; on Debian or Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,dev]'
 	@touch $@
 

@@ -32,29 +32,42 @@ def configure(
         color: Whether the console form uses colours.
         stream: Where they go; stderr when left out.
     """
-    last: Processor = structlog.dev.ConsoleRenderer(colors=color)
-    if form == "json":
-        last = structlog.processors.JSONRenderer(sort_keys=True)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-            # Tracebacks become text before the masking, and without local variables: those can hold secrets.
-            structlog.processors.format_exc_info,
-            redact,
-            last,
-        ],
+        processors=_processors(form, color=color),
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(stream or sys.stderr),
         cache_logger_on_first_use=False,
     )
 
 
+def _processors(form: str, *, color: bool) -> list[Processor]:
+    last: Processor = structlog.dev.ConsoleRenderer(colors=color)
+    if form == "json":
+        last = structlog.processors.JSONRenderer(sort_keys=True)
+    return [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        # Tracebacks become text before the masking, and without local variables: those can hold secrets.
+        structlog.processors.format_exc_info,
+        redact,
+        last,
+    ]
+
+
 def get_logger(part: str) -> FilteringBoundLogger:
     """Return the logger of a part, e.g. ``tolaria``; every message names it."""
-    logger: FilteringBoundLogger = structlog.get_logger(part=part)
-    return logger
+    if structlog.is_configured():
+        logger: FilteringBoundLogger = structlog.get_logger(part=part)
+        return logger
+    # Used as a library in a program that has not set structlog up: warnings only, and never on its stdout.
+    quiet: FilteringBoundLogger = structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=_processors("console", color=False),
+        wrapper_class=structlog.make_filtering_bound_logger(LEVELS["warning"]),
+        part=part,
+    )
+    return quiet
 
 
 @contextmanager

@@ -37,6 +37,7 @@ from esper.events.seed import KernelOffer, KernelsOffered
 from esper.kasmina import Growth
 from esper.kasmina.counterfactual import leave_one_out
 from esper.kasmina.fold import detach
+from esper.logs import get_logger
 from esper.tamiyo import KernelOption
 from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import CheckpointStore
@@ -136,6 +137,7 @@ class Session:
         self._batch = config.batch_size
         self._probe: Any = None
         self._probe_stack = ExitStack()
+        self._messages = get_logger("tolaria")
         self._step_began = self._epoch_began = self._run_began = time.perf_counter()
 
     # --- what the run is now
@@ -232,6 +234,7 @@ class Session:
             for parameter in self.growth.model.parameters():
                 parameter.grad = None
         for seed_id in self.growth.collect_faults(number):
+            self._messages.warning("seed faulted", step=number, seed_id=seed_id)
             self._controller.report(self.growth.seeds[seed_id], number)
             self._governor.note_change(number)
         self.optimizer.optimizer.step()
@@ -357,6 +360,15 @@ class Session:
             initial_parameters=self._host_parameters,
         )
         action = self._controller.decide(observation)
+        self._messages.info(
+            "epoch ended",
+            step=self.step_count,
+            train_loss=observation.train_loss,
+            validation_loss=observation.validation_loss,
+            action=action.kind,
+            site=action.site,
+            seed_id=action.seed_id,
+        )
         if action.kind == "cull":  # a graft's zero tail does not move the loss, so it needs no grace
             self._governor.note_change(self.step_count)
         self._sync_groups()
@@ -411,6 +423,9 @@ class Session:
         if self._probe is not None:
             self._probe = None
             self._probe_stack.close()
+        self._messages.warning(
+            "rolling back", step=from_step, kind=trip.kind, evidence=trip.evidence, suspect=suspect.id
+        )
         state = checkpoint.decode(self._store.get(self._checkpoint_digest))
         self._restore(state, rewind=self._rewinds)
         self._rollbacks, self.training_flops = made, flops

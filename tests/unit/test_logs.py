@@ -118,3 +118,17 @@ def test_plain_names_are_not_secret(name: str) -> None:
 @pytest.mark.parametrize("text", ["sqlite:////tmp/a.db", "http://host:8080/x@y", "a:b@c", "12:30 user@host"])
 def test_text_without_credentials_is_left_alone(text: str) -> None:
     assert mask_text(text) == text
+
+
+def test_a_library_user_who_set_nothing_up_gets_warnings_on_stderr_and_nothing_on_stdout(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    structlog.reset_defaults()
+    messages = get_logger("tolaria")
+    messages.info("quiet")
+    messages.warning("rolling back", url="redis://ada:secret@host")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "quiet" not in captured.err
+    assert "rolling back" in captured.err
+    assert "secret" not in captured.err
