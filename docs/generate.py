@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,14 @@ from typing import Any
 
 import typer.main
 
+from esper import errors
+from esper.blueprints.ir import Blueprint, SymbolRange
+from esper.blueprints.library import load_library
+from esper.blueprints.ops import OPS, RANK_AXES, TAILS, Attr
+from esper.blueprints.rules import RULES
+from esper.cli.failures import exit_code
 from esper.cli.main import app
+from esper.errors import EsperError
 from esper.events.catalog import events_markdown, lifecycle_markdown
 from esper.settings import CONFIG_VERSION, Settings
 
@@ -47,6 +55,73 @@ Settings are about where things are and how they are shown. What decides how a r
 (`esper train --set`), which is a fact of the run.
 """
 
+_ERRORS = """\
+# Errors
+
+{header}
+
+Every error that Esper raises on purpose has a stable code and a stable name. The form in which a command tells one, in
+text and in JSON, is in [cli-json.md](cli-json.md). An error is also of the Python type named in *is also*, so code that
+knows nothing of Esper can catch it. The exit code is that of a command that ends with the error.
+
+`E-USE-001` (UsageError, exit code 2) is a mistake on the command line itself; it is told by the command line and has no
+class. `E-000` with "this was not foreseen" in its hint is a fault of Esper: please report it.
+
+| code | name | exit code | is also | meaning |
+|---|---|---|---|---|
+{rows}
+
+## Hints and details
+
+A hint may be more exact where the error is raised; this is the one an error has otherwise. Details are attributes of
+the exception and the `details` object in JSON.
+
+{sections}
+"""
+
+_BLUEPRINTS = """\
+# Blueprints: library, operators, rules
+
+{header}
+
+How to write one is in [../how-to/write-a-blueprint.md](../how-to/write-a-blueprint.md).
+
+## The library
+
+What ships in `esper/blueprints/library`. The formulas are the ones each document claims; the verifier computes them
+again from the graph and refuses a document whose claim differs. FLOPs are of one sample's forward pass; a
+multiply-accumulate counts 2. *Causal* blueprints keep the order of positions and may stand at causal sites.
+
+| name | kind | layouts | causal | parameters | FLOPs |
+|---|---|---|---|---|---|
+{library}
+
+Letters in the formulas:
+
+| name | symbols |
+|---|---|
+{symbols}
+
+`noop` is a placebo: it is offered only where a run asks for it by name (`--set 'blueprints=["noop"]'`).
+
+## Operators
+
+The closed list. *Can be the tail*: initialised to zero it makes the branch zero at birth. *After a tail*: may follow a
+zero tail, because it is zero at zero with a slope there.
+
+| operator | inputs | layouts | attributes | init | can be the tail | after a tail |
+|---|---|---|---|---|---|---|
+{operators}
+
+## Rules
+
+A document that breaks a rule is refused with `E-BP-002`; the error names the place and the rule. Names are stable.
+
+| rule | what to do |
+|---|---|
+{rules}
+"""
+
 
 def cli_markdown() -> str:
     """Return the reference of the command line: the help of every command, in the order of `esper --help`."""
@@ -70,7 +145,12 @@ def commands() -> Iterator[tuple[str, str]]:
 
 def _walk(command: Any, path: str, parent: Any) -> Iterator[tuple[str, str]]:
     context = command.context_class(
-        command, info_name=path.rpartition(" ")[2], parent=parent, terminal_width=_WIDTH, max_content_width=_WIDTH
+        command,
+        info_name=path.rpartition(" ")[2],
+        parent=parent,
+        terminal_width=_WIDTH,
+        max_content_width=_WIDTH,
+        **command.context_settings,
     )
     yield path, command.get_help(context).strip()
     if hasattr(command, "list_commands"):
@@ -95,8 +175,96 @@ def _default(field: Any) -> str:
     return f"`{field.default}`" if field.default != "" else "from `home`"
 
 
+def errors_markdown() -> str:
+    """Return the reference of the errors, in the order of the drawn tree."""
+    kinds = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, EsperError)]
+    return _ERRORS.format(
+        header=_HEADER,
+        rows="\n".join(_error_row(kind) for kind in kinds),
+        sections="\n\n".join(filter(None, map(_error_section, kinds))),
+    )
+
+
+def _error_row(kind: type[EsperError]) -> str:
+    named = {base for one in kind.__mro__ for base in one.__bases__ if issubclass(one, EsperError)}
+    also = sorted(base.__name__ for base in named if base.__module__ == "builtins" and base is not Exception)
+    known_as = ", ".join(f"`{name}`" for name in also)
+    meaning = (kind.__doc__ or "").strip().split("\n")[0]
+    return f"| `{kind.code}` | {kind.__name__} | {exit_code(kind())} | {known_as} | {meaning} |"
+
+
+def _error_section(kind: type[EsperError]) -> str:
+    """Return hint and attributes of an error, or nothing where it has neither."""
+    hint = kind.__dict__.get("hint")
+    lines = [f"- Hint: {hint}."] if hint else []
+    _, found, attributes = inspect.cleandoc(kind.__doc__ or "").partition("Attributes:\n")
+    for line in inspect.cleandoc(attributes).splitlines() if found else ():
+        name, _, meaning = line.partition(": ")
+        lines.append(f"- `{name}`: {meaning}".replace("``", "`"))
+    return f"### {kind.code} {kind.__name__}\n\n" + "\n".join(lines) if lines else ""
+
+
+def blueprints_markdown() -> str:
+    """Return the reference of the shipped blueprints, the operators and the rules."""
+    library = load_library()
+    return _BLUEPRINTS.format(
+        header=_HEADER,
+        library="\n".join(_library_row(name, blueprint) for name, blueprint in library.items()),
+        symbols="\n".join(f"| `{name}` | {_symbols(blueprint)} |" for name, blueprint in library.items()),
+        operators="\n".join(_operator_row(name) for name in OPS),
+        rules="\n".join(f"| `{name}` | {hint} |" for name, hint in RULES.items()),
+    )
+
+
+def _library_row(name: str, blueprint: Blueprint) -> str:
+    claims, site = blueprint.claims, blueprint.site
+    return (
+        f"| `{name}` | {blueprint.kind} | {', '.join(site.rank)} | {_yes(site.causal)} "
+        f"| `{claims.params}` | `{claims.flops}` |"
+    )
+
+
+def _symbols(blueprint: Blueprint) -> str:
+    told = []
+    for name, symbol in sorted(blueprint.symbols.items()):
+        if isinstance(symbol, SymbolRange):
+            rounded = f", rounded up to a multiple of {symbol.bucket}" if symbol.bucket > 1 else ""
+            told.append(f"`{name}` = `{symbol.default}`{rounded}, from `{symbol.low}` to `{symbol.high}`")
+        else:
+            told.append(f"`{name}` = `{symbol}`")
+    return "; ".join(told)
+
+
+def _operator_row(name: str) -> str:
+    op = OPS[name]
+    low, high = op.arity
+    inputs = str(low) if low == high else f"{low} to {high}"
+    ranks = "all" if op.ranks == set(RANK_AXES) else ", ".join(rank for rank in RANK_AXES if rank in op.ranks)
+    attributes = "; ".join(_attribute(key, attr) for key, attr in op.attrs.items())
+    inits = ", ".join(op.inits)
+    tail, after = _yes(name in TAILS), _yes(bool(op.slope))
+    return f"| `{name}` | {inputs} | {ranks} | {attributes} | {inits} | {tail} | {after} |"
+
+
+def _attribute(key: str, attr: Attr) -> str:
+    kinds = {
+        "size": "a size",
+        "int": f"{attr.low:g} to {attr.high:g}",
+        "real": f"{attr.low:g} to {attr.high:g}",
+        "flag": "true or false",
+    }
+    default = "" if attr.default is None else f", default {str(attr.default).lower()}"
+    return f"`{key}` {kinds[attr.type]}{default}"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else ""
+
+
 PAGES: dict[str, Callable[[], str]] = {
+    "blueprints.md": blueprints_markdown,
     "cli.md": cli_markdown,
+    "errors.md": errors_markdown,
     "events.md": events_markdown,
     "lifecycle.md": lifecycle_markdown,
     "settings.md": settings_markdown,

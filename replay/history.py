@@ -71,6 +71,8 @@ def load_history(log: EventLog, run_id: str, *, until: int | None = None) -> His
         ReplayError: The run's facts do not form a history.
     """
     recorded = _merged(log, run_id, until)
+    if not recorded and until is not None and log.stream_version(f"run/{run_id}"):
+        raise NotFound(f"run {run_id} had not begun at position {until}", hint="`esper run show` tells when it began")
     if not recorded:
         raise NotFound(f"no run {run_id!r} in the log", hint="`esper run list` shows the runs")
     started = recorded[0].fact

@@ -88,11 +88,13 @@ def _fold(history: History) -> dict[str, Any]:
     return state
 
 
+#: What a rollback does not take back.
+_LASTING = ("position", "training_flops", "rollbacks", "last_trip")
+
+
 def _rolled_back(state: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
     """Return what is true after a rollback: all is as in the last checkpoint, but for the work that was spent."""
-    lasting: dict[str, Any] = {
-        name: state[name] for name in ("position", "training_flops", "rollbacks", "last_trip") if name in state
-    }
+    lasting: dict[str, Any] = {name: state[name] for name in _LASTING if name in state}
     return {**copy.deepcopy(saved), **lasting}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from esper.events import Fact
 from esper.events.codec import digest_of, encode_fact, fact_of, record_of
 from esper.events.envelope import Envelope
 from esper.events.run import TrainingStepCompleted
@@ -17,6 +20,8 @@ from esper.oona.headfile import HeadFile
 from esper.oona.numbered import Row, envelope_of
 from esper.oona.port import Head
 from esper.oona.sqlite_walk import ENVELOPE_COLUMNS
+
+F = TypeVar("F", bound=Fact)
 
 
 def flip_byte_of_loss(path: Path, run_id: str, step: int) -> int:
@@ -39,14 +44,40 @@ def flip_loss_and_rechain(path: Path, run_id: str, step: int) -> int:
 
     Arguments are those of ``flip_byte_of_loss``.
     """
-    with closing(sqlite3.connect(path)) as connection, connection:
+    with closing(sqlite3.connect(path)) as connection:
         step_taken = _step_fact(connection, run_id, step)
-        chain = _chain_at(connection, step_taken.position - 1)
-        later = _rows(connection, "position >= ? ORDER BY position", step_taken.position)
+    replace_and_rechain(path, step_taken.position, _flipped(step_taken))
+    return step_taken.position
+
+
+def alter_and_rechain(path: Path, run_id: str, cls: type[F], change: Callable[[F], F], *, which: int = 0) -> int:
+    """Alter one fact of a run, make digests, chain and head file agree, and return its position.
+
+    Args:
+        path: The log's database file; no process may have it open.
+        run_id: The run.
+        cls: Type of the fact.
+        change: Gives the altered fact.
+        which: Index among the run's facts of this type.
+    """
+    with closing(sqlite3.connect(path)) as connection:
+        rows = _rows(connection, "type = ? AND stream LIKE ? ORDER BY position", cls.info.name, f"%/{run_id}")
+    envelope = envelope_of(rows[which])
+    fact = fact_of(envelope)
+    assert isinstance(fact, cls)
+    replace_and_rechain(path, envelope.position, encode_fact(change(fact)))
+    return envelope.position
+
+
+def replace_and_rechain(path: Path, position: int, payload: bytes) -> None:
+    """Put another payload at a position and make digests, chain and head file agree."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        chain = _chain_at(connection, position - 1)
+        later = _rows(connection, "position >= ? ORDER BY position", position)
         for row in later:
             envelope = envelope_of(row)
-            if envelope.position == step_taken.position:
-                envelope = msgspec.structs.replace(envelope, payload=_flipped(envelope))
+            if envelope.position == position:
+                envelope = msgspec.structs.replace(envelope, payload=payload)
             record = record_of(envelope)
             chain = link(chain, record)
             connection.execute(
@@ -54,7 +85,6 @@ def flip_loss_and_rechain(path: Path, run_id: str, step: int) -> int:
                 (envelope.payload, digest_of(record), chain, envelope.position),
             )
     note_head(path, Head(later[-1][0], chain))
-    return step_taken.position
 
 
 def note_head(path: Path, head: Head) -> None:
@@ -91,6 +121,6 @@ def _chain_at(connection: sqlite3.Connection, position: int) -> bytes:
     return GENESIS if row is None else row[0]
 
 
-def _rows(connection: sqlite3.Connection, where: str, value: object) -> list[Row]:
+def _rows(connection: sqlite3.Connection, where: str, *values: object) -> list[Row]:
     query = f"SELECT {ENVELOPE_COLUMNS}, chain FROM events WHERE {where}"
-    return connection.execute(query, (value,)).fetchall()
+    return connection.execute(query, values).fetchall()

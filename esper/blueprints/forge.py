@@ -21,6 +21,7 @@ from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.crucible import characterize
 from esper.blueprints.ir import Blueprint, SiteSignature, parse
 from esper.blueprints.kernel import Kernel, decode_kernel, encode_kernel, kernel_id, kernel_seed, load_module
+from esper.blueprints.library import load_library
 from esper.blueprints.verify import fits, verify
 from esper.errors import BlueprintInvalid, EventIdReused, KernelRefused, NotFound
 from esper.events import Event, Fact, fact_of
@@ -114,6 +115,7 @@ class Forge:
             blueprint = parse(ir_bytes)
             name = blueprint.id
             verify(blueprint)
+            _require_own_name(blueprint)
         except BlueprintInvalid as error:
             digest = sha256(ir_bytes).hex()
             refusal = BlueprintRejected(
@@ -321,3 +323,15 @@ class Forge:
 
 def _same(fact: KernelCompiled, signature: dict[str, Any]) -> bool:
     return msgspec.msgpack.encode(fact.signature) == msgspec.msgpack.encode(signature)
+
+
+def _require_own_name(blueprint: Blueprint) -> None:
+    """Refuse another blueprint under a shipped name: runs and reports tell blueprints by name."""
+    shipped = load_library().get(blueprint.id)
+    if shipped is not None and blueprint_id(shipped) != blueprint_id(blueprint):
+        raise BlueprintInvalid(
+            f"id: {blueprint.id!r} is the name of a shipped blueprint that computes something else",
+            hint="give yours another id",
+            path="id",
+            rule="name_taken",
+        )

@@ -12,7 +12,16 @@ from esper.cli.options import At, Json, Limit, Run, group
 from esper.cli.session import FIRST_STEP, session_of
 from esper.cli.tables import position_of, run_id_of, told
 
-_LISTED = ("run_id", "task", "policy", "status", "steps_done", "validation_accuracy", "test_accuracy", "parameters")
+_LISTED = (
+    "run_id",
+    "task",
+    "policy",
+    "arm",
+    "status",
+    "steps_done",
+    "test_accuracy",
+    "parameters",
+)
 _SHOWN = (
     *("run_id", "task", "entry_point", "host", "policy", "status", "attempt", "steps_done", "total_steps"),
     *("started_at", "ended_at", "ended_why", "train_loss", "validation_loss", "validation_accuracy", "test_loss"),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from esper.oona.port import EventLog
 
 _RUN = "run/"
-#: Stands for the run that began last.
+#: Stands for the run that began last, the controls of comparisons left out.
 LATEST = "latest"
 #: Columns that hold microseconds since the Unix epoch. ``superseded_at`` is none of them: it is a position.
 _TIMES = ("recorded_at", "started_at", "ended_at")
@@ -76,4 +76,12 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
 def _latest(log: EventLog, known: list[str]) -> str:
     if not known:
         raise NotFound("the log holds no run yet", hint=FIRST_STEP)
-    return max(known, key=lambda run_id: log.read_stream(f"{_RUN}{run_id}", 0, 1)[0].position)
+    from esper.events import fact_of
+
+    first = {run_id: log.read_stream(f"{_RUN}{run_id}", 0, 1)[0] for run_id in known}
+    newest_first = sorted(known, key=lambda run_id: -first[run_id].position)
+    # The controls of a comparison are recorded after the run they are for, which is the one that is meant.
+    for run_id in newest_first:
+        if not getattr(fact_of(first[run_id]), "config", {}).get("arm"):
+            return run_id
+    return newest_first[0]

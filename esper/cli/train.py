@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -64,24 +65,29 @@ def configure(task: str, policy: str, steps: int | None, seed: int, settings: li
         UnknownSetting: ``--set`` names a field that does not exist.
         ConfigError: A value cannot be used.
     """
-    from esper.tolaria.config import RunConfig, from_plain, set_field, to_plain
+    from esper.tamiyo import make_policy
+    from esper.tolaria.config import RunConfig, from_plain, set_field, timetable, to_plain
     from esper.tolaria.task import load_task
 
     defaults = load_task(task).defaults
+    total_steps = steps or defaults.steps
     plain = to_plain(
         RunConfig(
             policy=policy,
             seed=seed,
-            total_steps=steps or defaults.steps,
+            total_steps=total_steps,
             steps_per_epoch=defaults.steps_per_epoch,
             batch_size=defaults.batch_size,
             learning_rate=defaults.learning_rate,
             optimizer=defaults.optimizer,
+            graft=timetable(total_steps),
         )
     )
     for setting in settings:
         set_field(plain, setting)
-    return from_plain(plain)
+    config = from_plain(plain)
+    make_policy(config.policy, config.policy_settings)  # a wrong one is told before anything is opened
+    return config
 
 
 def start_run(session: Session, task: str, config: RunConfig, what: str | None = None) -> Trained:
@@ -138,3 +144,6 @@ def _report(session: Session, trained: Trained, *, as_json: bool) -> None:
         },
         as_json=as_json,
     )
+    if trained.model is None:
+        again = shlex.join(["esper", *session.global_arguments(), "train", "--resume", trained.run_id])
+        output.message(f"paused; go on with: {again}")

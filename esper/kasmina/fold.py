@@ -26,12 +26,15 @@ from esper.events.seed import SeedFolded
 from esper.kasmina.counterfactual import muted
 from esper.kasmina.growth import Growth
 from esper.kasmina.seed import Seed
-from esper.kasmina.untouched import same_host, same_random_numbers
+from esper.kasmina.untouched import copied, same_host, same_random_numbers
 
 #: Largest difference allowed, relative to the largest output, by dtype of the output.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}
 
 Undo = Callable[[], None]
+
+#: Positional and named arguments of one forward pass.
+Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def detach(growth: Growth, example_inputs: tuple[Any, ...] | None = None, *, step: int) -> nn.Module:
@@ -42,7 +45,7 @@ def detach(growth: Growth, example_inputs: tuple[Any, ...] | None = None, *, ste
 
     Args:
         growth: The handle; it is closed afterwards.
-        example_inputs: A probe batch, positional; those given to ``attach`` when left out.
+        example_inputs: A probe batch, positional; the handle's own when left out.
         step: Optimiser steps done.
 
     Raises:
@@ -53,20 +56,21 @@ def detach(growth: Growth, example_inputs: tuple[Any, ...] | None = None, *, ste
     fossils = [s for s in growth.attached() if s.state is SeedState.FOSSILIZED and not s.quarantined]
     others = [seed for seed in growth.attached() if seed not in fossils]
     if fossils:
-        inputs = example_inputs if example_inputs is not None else growth.example_inputs
+        kwargs = growth.example_kwargs if example_inputs is None else {}
+        inputs = growth.example_inputs if example_inputs is None else example_inputs
         if inputs is None:
             raise GrowthError("there is growth to fold and no probe batch", hint="pass example_inputs to detach")
         with muted(others):
-            _fold_all(growth, fossils, inputs, step)
+            _fold_all(growth, fossils, (inputs, kwargs), step)
     growth.close(kept=fossils)
     return growth.model
 
 
-def _fold_all(growth: Growth, fossils: list[Seed], inputs: tuple[Any, ...], step: int) -> None:
+def _fold_all(growth: Growth, fossils: list[Seed], probe: Call, step: int) -> None:
     """Fold site by site, so that a difference is known by its site; undo everything if one is too large."""
     undo: list[Undo] = []
     done: list[Seed] = []
-    reference = _outputs(growth.model, inputs)
+    reference = _outputs(growth.model, probe)
     places: list[tuple[Seed, str | None, float]] = []
     try:
         for path in growth.sites:
@@ -76,7 +80,7 @@ def _fold_all(growth: Growth, fossils: list[Seed], inputs: tuple[Any, ...], step
             into = [_fold(growth.model, seed, here[:index], undo) for index, seed in enumerate(here)]
             done += here
             with muted(done):
-                difference = _difference(reference, _outputs(growth.model, inputs), path)
+                difference = _difference(reference, _outputs(growth.model, probe), path)
             places += [(seed, place, difference) for seed, place in zip(here, into, strict=True)]
     except BaseException:
         for put_back in reversed(undo):
@@ -177,10 +181,11 @@ def _adder(seed: Seed, branch: nn.Module) -> fx.GraphModule:
     return fx.GraphModule({"branch": branch}, graph, class_name="GrowthAdder")
 
 
-def _outputs(model: nn.Module, inputs: tuple[Any, ...]) -> list[torch.Tensor]:
+def _outputs(model: nn.Module, probe: Call) -> list[torch.Tensor]:
     with same_random_numbers(), same_host(model), torch.no_grad():
         model.eval()
-        leaves = _pytree.tree_leaves(model(*inputs))
+        args, kwargs = copied(probe)
+        leaves = _pytree.tree_leaves(model(*args, **kwargs))
     return [x.detach().clone() for x in leaves if isinstance(x, torch.Tensor) and x.is_floating_point()]
 
 

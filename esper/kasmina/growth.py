@@ -31,7 +31,7 @@ from esper.kasmina.seed import Reads, Seed
 from esper.kasmina.site import Site
 from esper.kasmina.snapshot import restore_seeds, snapshot
 from esper.kasmina.survey import Survey
-from esper.kasmina.untouched import no_fast_paths, same_host, same_random_numbers
+from esper.kasmina.untouched import copied, no_fast_paths, same_host, same_random_numbers
 
 
 class Availability(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +65,9 @@ class Growth(Life):
         #: Forward FLOPs of the host's own modules for one sample; a training step costs three times as much.
         self.forward_flops = 0
         self.max_per_site = max_per_site
+        #: A probe batch: what ``attach`` was given, else a copy of what the first training pass was given.
         self.example_inputs: tuple[Any, ...] | None = None
+        self.example_kwargs: dict[str, Any] = {}
         self._survey: Survey | None = Survey(model, sites, causal)
         self._waiting: list[RemovableHandle] = []
         self._hooks = Hooks()
@@ -86,7 +88,7 @@ class Growth(Life):
                 self.model.register_forward_hook(self._after_first, with_kwargs=True, always_call=True),
             ]
             return
-        self.example_inputs = example_inputs
+        self.example_inputs, example_inputs = copied(example_inputs), copied(example_inputs)
         with same_random_numbers(), same_host(self.model), no_fast_paths(), torch.no_grad():
             self.model.eval()
             survey.watch(example_inputs, {})
@@ -102,6 +104,7 @@ class Growth(Life):
         learns = torch.is_grad_enabled() and any(parameter.requires_grad for parameter in model.parameters())
         if self._survey is not None and (model.training or learns):
             self._survey.watch(args, kwargs)
+            self.example_inputs, self.example_kwargs = copied((args, kwargs))
 
     def _after_first(self, _m: nn.Module, _a: tuple[Any, ...], _k: dict[str, Any], output: Any) -> None:
         if self._survey is None or not self._survey.watching:
@@ -183,6 +186,7 @@ class Growth(Life):
         schedule: Schedule | None = None,
         decision: int | None = None,
         parameters: int | None = None,
+        shared: bool = False,
     ) -> Seed:
         """Graft a branch at a site and walk it to GRAFTING, or to TRAINING on probation.
 
@@ -199,6 +203,7 @@ class Growth(Life):
             schedule: The seed's timetable.
             decision: Number of the decision that commands it.
             parameters: Parameters to name in the facts; counted when left out.
+            shared: Whether the site may have other seeds under way, as when a whole architecture is built at once.
 
         Raises:
             NotFound: There is no such site.
@@ -227,7 +232,7 @@ class Growth(Life):
             guard=Guard(device),
             decision=decision,
         )
-        available = self._availability(site, step)
+        available = Availability(free=True) if shared else self._availability(site, step)
         if available.reason is not None:
             evidence: dict[str, float | None] = {available.reason: 1.0}
             self._refuse(seed, SeedState.GERMINATED, step, "site_free", evidence, decision)

@@ -213,7 +213,8 @@ def _look_over(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], di
 def _check_wanted(wanted: Sequence[str], watched: Mapping[str, nn.Module], closed: Mapping[str, str]) -> None:
     for path in wanted:
         if path not in watched and path not in closed:
-            raise SiteUnsupported(f"the host has no module {path!r}", hint="see model.named_modules()")
+            named = ", ".join(watched) or "none that could carry a seed"
+            raise SiteUnsupported(f"the host has no module {path!r}", hint=f"it has: {named}")
         if path in closed or kind_of(watched[path]) is None:
             reason = closed.get(path) or f"{type(watched[path]).__name__} is no kind of site"
             raise SiteUnsupported(f"module {path!r} cannot carry a seed: {reason}")

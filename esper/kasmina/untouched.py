@@ -9,10 +9,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 import numpy
 import torch
 from torch import nn
+from torch.utils import _pytree
+
+T = TypeVar("T")
+
+
+def copied(arguments: T) -> T:
+    """Return arguments of a forward pass with every tensor in them copied, since a host may write into its inputs."""
+    return cast("T", _pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().clone(), arguments))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ comparing runs (``compare``), the audit trail (``trail``), what a time or text m
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, func, select
@@ -71,12 +72,15 @@ _LARGE = frozenset({"observation", "legal", "masked", "probabilities", "random"}
 def list_runs(
     connection: Connection, *, at: int | None = None, status: str | None = None, limit: int | None = None
 ) -> list[Row]:
-    """Return the runs, newest first."""
-    query = select(t.runs).where(true_at(t.runs, at)).order_by(t.runs.c.started_position.desc()).limit(limit)
+    """Return the runs, newest first, each with its role in a comparison (``arm``), or None for an ordinary run."""
+    config = select(t.run_starts.c.config).where(t.run_starts.c.run_id == t.runs.c.run_id).scalar_subquery()
+    query = select(t.runs, config.label("config")).where(true_at(t.runs, at))
+    query = query.order_by(t.runs.c.started_position.desc()).limit(limit)
     if status is not None:
         query = query.where(t.runs.c.status == status)
     found = rows(connection, query)
     for run in found:
+        run["arm"] = json.loads(run.pop("config") or "{}").get("arm")
         _as_of(connection, run, at)
     return found
 

@@ -172,7 +172,8 @@ def _gain(data: Row) -> str:
     if data["gain"] is None:
         return "its gain was not measured"
     stderr = "" if data["gain_stderr"] is None else f" ± {data['gain_stderr']:.2g}"
-    return f"it lowers the held-out loss by {data['gain']:.4g}{stderr}"
+    way = "higher" if data["gain"] >= 0 else "lower"
+    return f"without it the held-out loss would now be {abs(data['gain']):.4g}{stderr} {way}"
 
 
 def _many(count: int, noun: str) -> str:

@@ -109,7 +109,9 @@ class Heuristic:
 
     def decide(self, observation: Observation, legal: Sequence[Action]) -> list[float]:
         """Return at least the floor for each candidate and 0 for everything else."""
-        weights = {0: 1.0, **self._seed_weights(observation, legal)}
+        moves = self._seed_weights(observation, legal)
+        # In the last decisions a seed is judged for certain: one that is not kept by then is lost to the model.
+        weights = {**moves} if moves and _closing(observation) else {0: 1.0, **moves}
         if self.has_headroom(observation):
             weights.update(self._site_weights(observation, legal))
         most = int(_FLOOR_SHARE / self._settings.floor)
@@ -144,7 +146,7 @@ class Heuristic:
             ActionKind.ADVANCE: s.advance_weight,
         }
         verdicts = {
-            seed.seed_id: self._verdict(seed, observation.total_steps)
+            seed.seed_id: self._verdict(seed, observation)
             for seed in observation.seeds
             if SeedState(seed.state) in _JUDGED
         }
@@ -154,9 +156,12 @@ class Heuristic:
             if action.seed_id is not None and verdicts.get(action.seed_id) == action.kind
         }
 
-    def _verdict(self, seed: SeedObservation, total_steps: int) -> ActionKind:
+    def _verdict(self, seed: SeedObservation, observation: Observation) -> ActionKind:
         """Return the move an evaluated seed deserves."""
-        too_old = seed.steps_in_state > self._settings.patience_frac * total_steps
+        if _closing(observation):
+            helps = is_measured(seed) and seed.gain is not None and seed.gain > 0.0
+            return ActionKind.FOSSILIZE if helps else ActionKind.CULL
+        too_old = seed.steps_in_state > self._settings.patience_frac * observation.total_steps
         if is_measured(seed) and seed.gain is not None and seed.gain_stderr is not None:
             if seed.gain - self._settings.keep_z * seed.gain_stderr > 0.0:
                 return ActionKind.FOSSILIZE
@@ -214,3 +219,10 @@ def _centred(values: Sequence[float | None]) -> list[float]:
     known = _finite(values)
     mean = sum(known) / len(known) if known else 0.0
     return [0.0 if value is None else max(-_SCORE_BOUND, min(_SCORE_BOUND, value - mean)) for value in values]
+
+
+def _closing(observation: Observation) -> bool:
+    """Tell whether no more than as many decisions are left as seeds wait for their judgement."""
+    waiting = sum(SeedState(seed.state) in _UNDER_WAY for seed in observation.seeds)
+    between = observation.step // (observation.epoch + 1)
+    return observation.step + waiting * between > observation.total_steps

@@ -33,6 +33,8 @@ class Reason(StrEnum):
 
     #: The growth-free end of the run has begun.
     GROWTH_OVER = "growth_over"
+    #: Too few steps are left for a new seed to be ramped up, settled and judged.
+    TOO_LATE = "too_late"
     #: As many seeds as allowed were germinated.
     SEEDS_SPENT = "seeds_spent"
     #: The last germination is too near.
@@ -143,7 +145,7 @@ def legal_actions(
     """
     legal = [Action(kind=ActionKind.NOOP.value)]
     masked: list[MaskedAction] = []
-    general = _germination_barred(observation, limits, last_germination_step)
+    general = _germination_barred(observation, limits, schedule, last_germination_step)
     allowance = _allowance(observation, limits)
     taken = _taken(observation.seeds)
     for site in sorted(observation.sites, key=_by_depth):
@@ -190,10 +192,14 @@ def _by_depth(site: SiteObservation) -> tuple[int, str]:
     return site.depth, site.site
 
 
-def _germination_barred(observation: Observation, limits: GrowthLimits, last_step: int | None) -> str | None:
+def _germination_barred(
+    observation: Observation, limits: GrowthLimits, schedule: Schedule, last_step: int | None
+) -> str | None:
     """Return why nothing can be germinated anywhere, or None."""
     if observation.step >= limits.growth_end_frac * observation.total_steps:
         return Reason.GROWTH_OVER.value
+    if observation.step + _steps_to_judge(observation, schedule) > observation.total_steps:
+        return Reason.TOO_LATE.value
     if observation.germinated >= limits.max_seeds:
         return Reason.SEEDS_SPENT.value
     if limits.min_gap_steps and observation.germinated:
@@ -205,6 +211,13 @@ def _germination_barred(observation: Observation, limits: GrowthLimits, last_ste
         if observation.step - last_step < limits.min_gap_steps:
             return Reason.TOO_SOON.value
     return None
+
+
+def _steps_to_judge(observation: Observation, schedule: Schedule) -> int:
+    """Return the steps from a germination to the second decision that can judge the seed."""
+    frozen = schedule.probation_steps if schedule.learning == "probation" else 0
+    between_decisions = observation.step // (observation.epoch + 1)
+    return frozen + schedule.ramp_steps + schedule.settle_steps + 2 * between_decisions
 
 
 def _allowance(observation: Observation, limits: GrowthLimits) -> float:

@@ -28,7 +28,7 @@ from esper.oona.port import EventLog
 from esper.oona.recorder import Recorder
 from esper.settings import load_settings
 from esper.tolaria import determinism
-from esper.tolaria.config import RunConfig, from_plain, to_plain
+from esper.tolaria.config import RunConfig, from_plain, timetable, to_plain
 from esper.tolaria.controller import MakePolicy
 from esper.tolaria.evaluation import Evaluate, Evaluation
 from esper.tolaria.launch import (
@@ -91,7 +91,7 @@ def run(
         NotFound: ``restore`` names a run that is not in the log.
     """
     plain = {
-        **to_plain(RunConfig(total_steps=total_steps, threads=torch.get_num_threads())),
+        **to_plain(RunConfig(total_steps=total_steps, threads=torch.get_num_threads(), graft=timetable(total_steps))),
         **settings,
         "learning_rate": float(optimizer.param_groups[0]["lr"]),
     }

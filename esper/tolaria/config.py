@@ -25,6 +25,22 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     kernel_id: str
 
 
+def timetable(total_steps: int) -> Schedule:
+    """Return the timetable of seeds that suits a run of some length.
+
+    A seed takes about a fifth of the run, and never more than the default timetable, so that seeds of a short run
+    can still be judged before it ends.
+    """
+    whole = Schedule()
+    return Schedule(
+        ramp_steps=min(whole.ramp_steps, max(10, total_steps * 15 // 100)),
+        settle_steps=min(whole.settle_steps, max(5, total_steps * 5 // 100)),
+        probation_steps=min(whole.probation_steps, max(10, total_steps // 10)),
+        fade_steps=min(whole.fade_steps, max(5, total_steps * 3 // 100)),
+        embargo_steps=min(whole.embargo_steps, total_steps // 4),
+    )
+
+
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides how a run goes, apart from the task itself."""
 
@@ -60,6 +76,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 _POSITIVE = ("total_steps", "steps_per_epoch", "batch_size", "threads", "probe_every")
+#: Seeds are whole numbers that JSON readers keep exactly.
+_SEEDS = 2**53
 _CHOICES = {"optimizer": ("adam", "sgd")}
 
 
@@ -75,6 +93,8 @@ def check(config: RunConfig) -> RunConfig:
     for name, choices in _CHOICES.items():
         if getattr(config, name) not in choices:
             raise ConfigError(f"{name} must be one of {', '.join(choices)}, not {getattr(config, name)!r}")
+    if not 0 <= config.seed < _SEEDS:
+        raise ConfigError(f"seed must lie between 0 and {_SEEDS - 1}, not {config.seed}")
     if not 0 < config.learning_rate < float("inf"):
         raise ConfigError(f"learning_rate must be positive and finite, not {config.learning_rate}")
     return config
@@ -122,16 +142,22 @@ def set_field(plain: dict[str, Any], setting: str) -> None:
     *groups, name = path.strip().split(".")
     place: Any = plain
     for group in groups:
-        place = place.get(group) if isinstance(place, dict) else None
-    free = groups == ["policy_settings"]
-    if not isinstance(place, dict) or (name not in place and not free):
-        known = ", ".join(sorted(place)) if isinstance(place, dict) else ", ".join(sorted(plain))
-        near = difflib.get_close_matches(name, place if isinstance(place, dict) else plain, n=1)
-        raise UnknownSetting(
-            f"the run's configuration has no field {path!r}",
-            hint=f"did you mean {near[0]!r}?" if near else f"known here: {known}",
-        )
+        if not isinstance(place.get(group), dict):
+            raise _no_field(path, group, place)
+        place = place[group]
+    if name not in place and groups != ["policy_settings"]:
+        raise _no_field(path, name, place)
     try:
         place[name] = msgspec.json.decode(text.encode())
     except msgspec.DecodeError:
         place[name] = text
+
+
+def _no_field(path: str, part: str, place: dict[str, Any]) -> UnknownSetting:
+    """Return the error that says which part of a path does not exist, and what does."""
+    near = difflib.get_close_matches(part, place, n=1)
+    if part in place:
+        hint = f"{part!r} is one value and has no fields"
+    else:
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(sorted(place)) or 'nothing'}"
+    return UnknownSetting(f"the run's configuration has no field {path.strip()!r}", hint=hint)

@@ -199,6 +199,7 @@ class Controller:
             schedule=action.schedule or self._config.graft,
             step=step,
             decision=decision,
+            shared=decision is None,
         )
 
     def flops_of(self, seed: Seed) -> int:

@@ -25,7 +25,7 @@ from esper.events.run import CheckpointSaved, RunFinished, RunResumed, RunStarte
 from esper.events.seed import KernelsOffered
 from esper.ids import new_run_id, new_trace_id
 from esper.kasmina import Growth
-from esper.logs import bound
+from esper.logs import bound, get_logger
 from esper.oona.port import EventLog, iterate_stream
 from esper.oona.recorder import Recorder
 from esper.tamiyo import KernelOption, Policy, make_policy
@@ -359,6 +359,7 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         nonlocal asked
         asked = True
+        get_logger("tolaria").warning("stopping at the end of this epoch; ask again to stop at once")
         for one, handler in before.items():
             signal.signal(one, handler)
 

@@ -345,7 +345,9 @@ class Session:
         if evaluate is None:
             return
         for seed in self.growth.seeds.values():
-            if seed.state in (SeedState.EVALUATING, SeedState.FINE_TUNING):
+            # Seeds born with the host are kept without a judgement; one measurement, at the end, opens their gate.
+            wanted = seed.decision is not None or self.done
+            if wanted and seed.state in (SeedState.EVALUATING, SeedState.FINE_TUNING):
                 measured = leave_one_out(
                     self.growth, seed, lambda model: evaluate(model).losses, step=step, reestimate=self._reestimate
                 )
@@ -460,6 +462,9 @@ class Session:
         """
         for seed_id in [f"seed-{number}" for number in range(1, len(self.config.born) + 1)]:
             self.growth.command("fossilize", seed_id, step=self.step_count)
+        dropped = [seed.id for seed in self.growth.attached() if seed.state is not SeedState.FOSSILIZED]
+        if dropped:
+            self._messages.warning("seeds that were not kept are dropped from the model", seeds=dropped)
         digest, parameters = self._state.parameter_digest(), self.parameters
         # Low-rank branches read the site's input and vanish into its weight.
         branches = [

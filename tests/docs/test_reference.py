@@ -30,7 +30,7 @@ def generator() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", ["cli.md", "events.md", "lifecycle.md", "settings.md"])
+@pytest.mark.parametrize("name", ["blueprints.md", "cli.md", "errors.md", "events.md", "lifecycle.md", "settings.md"])
 def test_generated_page_is_what_the_code_gives(name: str, generator: ModuleType) -> None:
     written = (ROOT / "docs" / "reference" / name).read_text(encoding="utf-8")
     assert written == generator.PAGES[name](), "run `make docs`"

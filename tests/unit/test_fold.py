@@ -178,6 +178,7 @@ def test_fold_without_a_probe_batch_is_refused_and_the_host_goes_on() -> None:
     growth = attach(host)
     host(x)
     graft(growth, "0", branch(growth.sites["0"], zero=False), "s")
+    growth.example_inputs = None  # given back, to free its memory
     with pytest.raises(GrowthError, match="probe batch"):
         detach(growth, step=1)
     assert growth.attached()

@@ -31,6 +31,6 @@ class ImageHost(nn.Module):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:  # noqa: N803 (the suffix names the axes)
         """Return logits ``[N, classes]`` for images ``[N, 1, H, W]``."""
-        hidden_NCHW = self.body(x_NCHW)
-        logits: Tensor = self.head(hidden_NCHW.mean(dim=(2, 3)))
+        hidden = self.body(x_NCHW)
+        logits: Tensor = self.head(hidden.mean(dim=(2, 3)))
         return logits
