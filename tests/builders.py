@@ -581,6 +581,7 @@ class _Writer:
             from_step=self.state.step,
             checkpoint_digest=content,
             redone_steps=redone - self.state.step,
+            writer="w",
             reason=reason,
             environment_digest=digest("environment"),
         )

@@ -54,6 +54,8 @@ class RunResumed(RunFact, frozen=True, kw_only=True):
     reason: str
     #: Digest of the environment the attempt runs in; bits are only promised where it equals the run's.
     environment_digest: bytes
+    #: Random id of the resuming process; a second one that resumes at the same moment is shut out by it.
+    writer: str
 
 
 @fact(TopicNames.TRAINING_STEPS, stream="run", key="run_id", volatile=("duration_s",))

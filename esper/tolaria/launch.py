@@ -209,6 +209,7 @@ class RecordedRun(NamedTuple):
             "redone_steps": max(0, self.last_step - from_step),
             "reason": reason,
             "environment_digest": determinism.environment_digest(determinism.environment()),
+            "writer": new_trace_id(),
         }
 
 

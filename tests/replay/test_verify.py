@@ -265,6 +265,7 @@ def test_a_decision_of_a_process_that_was_shut_out_does_not_count(copied: Path) 
         from_step=last.step,
         checkpoint_digest=last.digest,
         redone_steps=steps - last.step,
+        writer="w",
         reason="test",
         environment_digest=b"",
     )

@@ -92,6 +92,7 @@ class Numbered:
             from_step=step,
             checkpoint_digest=digest("checkpoint", step),
             redone_steps=1,
+            writer="w",
             reason="killed",
             environment_digest=digest("environment"),
         )

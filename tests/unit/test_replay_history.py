@@ -78,6 +78,7 @@ class Writer:
             from_step=step,
             checkpoint_digest=digest,
             redone_steps=0,
+            writer="w",
             reason="test",
             environment_digest=b"",
         )

@@ -486,6 +486,7 @@ def resume(run: Teller, step: int) -> None:
         from_step=step,
         checkpoint_digest=b"\x07" * 32 if step else b"",
         redone_steps=5,
+        writer="w",
         reason="the process was killed",
         environment_digest=b"\x01" * 32,
     )
