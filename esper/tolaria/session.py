@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from esper.events.run import (
     GovernorTripped,
     RolledBack,
     RunFinished,
-    TrainingStepCompleted,
 )
 from esper.events.seed import KernelOffer, KernelsOffered
 from esper.kasmina import Growth
@@ -46,24 +45,12 @@ from esper.tolaria.controller import Controller, LoadKernel, MakePolicy
 from esper.tolaria.evaluation import Evaluate, Evaluation, undisturbed
 from esper.tolaria.fullstate import FullState, parameters_of
 from esper.tolaria.governor import Governor, Trip
-from esper.tolaria.losses import LossBuffer
+from esper.tolaria.ledger import StepLedger
 from esper.tolaria.optim import GrowingOptimizer
 from esper.tolaria.sink import FactSink
 
 #: A backward pass costs about twice a forward pass.
 _TRAIN_PASSES = 3
-
-#: Where the chain of an epoch's sample digests begins.
-_NO_DATA = hashlib.sha256(b"").digest()
-
-
-class Pending(NamedTuple):
-    """A step whose loss may still be on the device."""
-
-    step: int
-    learning_rate: float
-    samples_digest: bytes | None
-    duration_s: float
 
 
 class Session:
@@ -126,10 +113,7 @@ class Session:
         )
         self._state = FullState(growth, self.optimizer, self._governor, self._controller, load_kernel)
         self._device = next(growth.model.parameters()).device
-        self._losses = LossBuffer(self._device, drain_every)
-        self._pending: list[Pending] = []
-        self._epoch_losses: list[float] = []
-        self._data_digest = _NO_DATA
+        self._ledger = StepLedger(self._device, config.steps_per_epoch, sink, drain_every)
         self._host_parameters = sum(p.numel() for p in growth.model.parameters())
         self._rollbacks = 0
         self._trip: Trip | None = None
@@ -138,7 +122,7 @@ class Session:
         self._probe: Any = None
         self._probe_stack = ExitStack()
         self._messages = get_logger("tolaria")
-        self._step_began = self._epoch_began = self._run_began = time.perf_counter()
+        self._epoch_began = self._run_began = time.perf_counter()
 
     # --- what the run is now
 
@@ -233,22 +217,16 @@ class Session:
         if self.growth.host_frozen:
             for parameter in self.growth.model.parameters():
                 parameter.grad = None
-        for seed_id in self.growth.collect_faults(number):
-            self._messages.warning("seed faulted", step=number, seed_id=seed_id)
-            self._controller.report(self.growth.seeds[seed_id], number)
-            self._governor.note_change(number)
+        if self._device.type == "cpu":
+            self._collect_faults(number)
         self.optimizer.optimizer.step()
         self.step_count = number
         self.training_flops += _TRAIN_PASSES * self._batch * self.forward_flops
         self.growth.tick(number)
         self._sync_groups()
         self._take_probe(number)
-        now = time.perf_counter()
-        # In this order, so that an interrupt in between leaves no step without its loss.
-        self._losses.add(loss)
-        self._pending.append(Pending(number, rate, samples_digest, now - self._step_began))
-        self._step_began = now
-        if self._losses.full:
+        self._ledger.note(number, rate, loss, samples_digest)
+        if self._ledger.full:
             self.drain()
         if number % self.config.steps_per_epoch == 0 or self.done:
             self.drain()
@@ -260,20 +238,17 @@ class Session:
 
     def drain(self) -> None:
         """Emit the facts of the steps whose losses were gathered, and let the governor see them."""
-        for pending, value in zip(self._pending, self._losses.drain(), strict=False):
-            self.sink.emit(
-                TrainingStepCompleted,
-                epoch=(pending.step - 1) // self.config.steps_per_epoch,
-                step=pending.step,
-                loss=value,
-                learning_rate=pending.learning_rate,
-                samples_digest=pending.samples_digest,
-                duration_s=pending.duration_s,
-            )
-            self._epoch_losses.append(value)
-            self._data_digest = hashlib.sha256(self._data_digest + (pending.samples_digest or b"")).digest()
-            self._trip = self._trip or self._governor.check(pending.step, value)
-        self._pending.clear()
+        for step, loss in self._ledger.drain():
+            self._trip = self._trip or self._governor.check(step, loss)
+        if self._device.type != "cpu":
+            # A failed seed is out of the forward pass since it failed; only telling it waits for the device.
+            self._collect_faults(self.step_count)
+
+    def _collect_faults(self, step: int) -> None:
+        for seed_id in self.growth.collect_faults(step):
+            self._messages.warning("seed faulted", step=step, seed_id=seed_id)
+            self._controller.report(self.growth.seeds[seed_id], step)
+            self._governor.note_change(step)
 
     def _arm_probe(self) -> None:
         if (self.step_count + 1) % self.config.probe_every == 0 and self._probe is None and not self.done:
@@ -307,7 +282,7 @@ class Session:
             return
         self._measure_counterfactuals(step)
         self.growth.moved_alphas(step)
-        train_loss = math.fsum(self._epoch_losses) / len(self._epoch_losses)
+        train_loss, data_digest = self._ledger.totals()
         now = time.perf_counter()
         ended = {
             "epoch": epoch,
@@ -318,13 +293,12 @@ class Session:
             "parameters": self.parameters,
             "training_flops": self.training_flops,
             "parameter_digest": self._state.parameter_digest(),
-            "data_digest": self._data_digest,
+            "data_digest": data_digest,
             "duration_s": now - self._epoch_began,
         }
         self.sink.emit(EpochCompleted, **ended)
         self._epoch_began = now
-        self._epoch_losses = []
-        self._data_digest = _NO_DATA
+        self._ledger.begin_epoch()
         self._controller.note_epoch(train_loss, None if evaluation is None else evaluation.loss)
         self.sink.barrier()
         self._decide(epoch)
@@ -396,10 +370,7 @@ class Session:
         self.training_flops = state.meta["training_flops"]
         self._rollbacks = state.meta["rollbacks"]
         self._trip = None
-        self._pending.clear()
-        self._losses.drain()
-        self._epoch_losses = []
-        self._data_digest = _NO_DATA
+        self._ledger.begin_epoch()
 
     def _roll_back(self, trip: Trip) -> None:
         """Restore the last checkpoint and cull the graft under suspicion.
