@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from disks import small_file_system
 from log_contract import LogContract, note
 
 from esper.clock import Clock
@@ -147,15 +148,8 @@ def test_a_full_log_says_so_keeps_all_and_goes_on_when_there_is_room(tmp_path: P
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of one MiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount; the page limit stands in for it")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_file_system(tmp_path / "disk", "1m") as place:
+        yield place
 
 
 def test_a_full_disk_says_so_and_the_log_goes_on_when_there_is_room(small_disk: Path) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from disks import small_file_system
 
 from esper.artifacts import ArtifactStore, LocalStore, MemoryStore, open_store
 from esper.errors import ArtifactDamaged, ArtifactError, ArtifactMissing, ConfigError
@@ -125,15 +125,8 @@ def test_a_store_under_a_file_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 256 KiB."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], check=False, capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("needs the right to mount")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
+    with small_file_system(tmp_path / "disk", "256k") as place:
+        yield place
 
 
 def test_a_full_disk_is_an_error_that_keeps_nothing_and_loses_nothing(small_disk: Path) -> None:
