@@ -355,7 +355,9 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     asked = False
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What whoever started the process chose to ignore stays ignored.
+    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         nonlocal asked

@@ -59,7 +59,12 @@ def test_tail_prints_the_last_events_oldest_first(esper: Esper) -> None:
 def test_follow_prints_what_is_appended_later(esper: Esper, small_home: Path) -> None:
     command = [sys.executable, "-m", "esper.cli.main", "log", "tail", "-n", "1", "--follow"]
     follower = subprocess.Popen(
-        command, env={**os.environ, "ESPER_HOME": str(small_home)}, stdout=subprocess.PIPE, text=True
+        command,
+        env={**os.environ, "ESPER_HOME": str(small_home)},
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert follower.stdout is not None
@@ -68,7 +73,10 @@ def test_follow_prints_what_is_appended_later(esper: Esper, small_home: Path) ->
         assert "text=looks good" in follower.stdout.readline()
     finally:
         follower.send_signal(signal.SIGINT)
-        follower.communicate(timeout=30)
+        try:
+            follower.communicate(timeout=30)
+        finally:
+            follower.kill()
     assert follower.returncode == 130
 
 
