@@ -64,7 +64,7 @@ def interrupt_at(step: int) -> Callable[[Any], None]:
 def signal_at(step: int) -> Callable[[Any], None]:
     def on_epoch(session: Any) -> None:
         if session.step_count == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     return on_epoch
 

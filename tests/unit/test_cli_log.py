@@ -64,7 +64,7 @@ def test_follow_prints_what_is_appended_later(esper: Esper, small_home: Path) ->
         stdout=subprocess.PIPE,
         text=True,
         # Where the tests run in the background SIGINT is ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here yet
     )
     try:
         assert follower.stdout is not None
