@@ -137,7 +137,7 @@ def gain_chart(gains: Sequence[Gain], width: float, *, narrow: bool) -> Markup:
     frame = Frame(
         width=width,
         height=len(rows) * height + 56,
-        left=12 if narrow else 232,
+        left=12 if narrow else 288,
         right=12 if narrow else 176,
         top=6,
         bottom=44,
@@ -154,7 +154,7 @@ def gain_chart(gains: Sequence[Gain], width: float, *, narrow: bool) -> Markup:
             parts.append(text(frame.x_end, y + 14, value, "strong", "end"))
             parts.extend(_gain_row(measured, x, y + 29))
         else:
-            parts.append(_row_head(52, y + 22, latest))
+            parts.append(_row_head(12, y + 22, latest))
             parts.append(text(frame.x_end + 28, y + 22, value, "strong"))
             parts.extend(_gain_row(measured, x, y + 18))
     return drawing(frame, "What each seed contributes, with 95 % intervals", parts)
