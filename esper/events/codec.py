@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -17,6 +17,9 @@ from esper.events.base import Fact
 from esper.events.envelope import Envelope
 from esper.events.registry import FACT_TYPES, fact_type
 from esper.events.upcast import upcast
+
+#: What digest and chain are computed over: the fields of ``Envelope`` in declared order, less the digest.
+RecordFields: TypeAlias = tuple[int, bytes, str, int, str, str, int, str, str, bytes | None, int, bytes]
 
 _encode = msgspec.msgpack.Encoder().encode
 _decoders: dict[str, tuple[int, Callable[[bytes], Fact]]] = {
@@ -53,54 +56,28 @@ def fact_of(envelope: Envelope) -> Fact:
     return decode_payload(envelope.type, envelope.schema, envelope.payload)
 
 
-def record_bytes(
-    position: int,
-    event_id: bytes,
-    type_name: str,
-    schema: int,
-    topic: str,
-    stream: str,
-    version: int,
-    sender_id: str,
-    trace_id: str,
-    causation_id: bytes | None,
-    recorded_at: int,
-    payload: bytes,
-) -> bytes:
+def record_bytes(fields: RecordFields) -> bytes:
     """Return the bytes of a record: a msgpack array of twelve fields in this order."""
-    return _encode(
-        (
-            position,
-            event_id,
-            type_name,
-            schema,
-            topic,
-            stream,
-            version,
-            sender_id,
-            trace_id,
-            causation_id,
-            recorded_at,
-            payload,
-        )
-    )
+    return _encode(fields)
 
 
 def record_of(envelope: Envelope) -> bytes:
     """Return the record bytes of an envelope."""
     return record_bytes(
-        envelope.position,
-        envelope.event_id,
-        envelope.type,
-        envelope.schema,
-        envelope.topic,
-        envelope.stream,
-        envelope.version,
-        envelope.sender_id,
-        envelope.trace_id,
-        envelope.causation_id,
-        envelope.recorded_at,
-        envelope.payload,
+        (
+            envelope.position,
+            envelope.event_id,
+            envelope.type,
+            envelope.schema,
+            envelope.topic,
+            envelope.stream,
+            envelope.version,
+            envelope.sender_id,
+            envelope.trace_id,
+            envelope.causation_id,
+            envelope.recorded_at,
+            envelope.payload,
+        )
     )
 
 

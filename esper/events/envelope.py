@@ -23,6 +23,18 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
     causation_id: bytes | None = None
 
 
+class Recorded(msgspec.Struct, frozen=True):
+    """What a projection needs of a record; the fields stand for the same as in ``Envelope``."""
+
+    position: int
+    type: str
+    schema: int
+    sender_id: str
+    trace_id: str
+    recorded_at: int
+    payload: bytes
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """One record of the log. Order comes from position and version alone, never from recorded_at."""
 

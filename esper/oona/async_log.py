@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 
-from esper.events.envelope import Envelope, Event
+from esper.events.envelope import Envelope, Event, Recorded
 from esper.oona.port import EventLog, Head, LogReport, Progress, Receipt
 
 
@@ -30,6 +30,10 @@ class AsyncLog:
     ) -> list[Envelope]:
         """Return up to ``limit`` records with position > ``after``, in order."""
         return await asyncio.to_thread(self._log.read, after, limit, topics=topics, until=until)
+
+    async def read_recorded(self, after: int, limit: int, *, until: int | None = None) -> list[Recorded]:
+        """Return what projections need of up to ``limit`` records with position > ``after``, in order."""
+        return await asyncio.to_thread(self._log.read_recorded, after, limit, until=until)
 
     async def read_stream(self, stream: str, after: int = 0, limit: int = 1000) -> list[Envelope]:
         """Return up to ``limit`` records of a stream with version > ``after``, in order."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from esper.clock import Clock, SystemClock
 from esper.errors import LogUnavailable
-from esper.events.envelope import Envelope
+from esper.events.envelope import Envelope, Recorded
 from esper.oona.chain import GENESIS, ChainWalk
 from esper.oona.numbered import NumberedLog, Row, Tail, envelope_of
 from esper.oona.port import Head, LogReport, Progress
@@ -73,6 +73,13 @@ class MemoryLog(NumberedLog):
                 return self._records[first : min(end, first + limit)]
             wanted = set(topics)
             return [envelope for envelope in self._records[first:end] if envelope.topic in wanted][:limit]
+
+    def read_recorded(self, after: int, limit: int, *, until: int | None = None) -> list[Recorded]:
+        """Return what projections need of up to ``limit`` records; see ``EventLog.read_recorded``."""
+        return [
+            Recorded(one.position, one.type, one.schema, one.sender_id, one.trace_id, one.recorded_at, one.payload)
+            for one in self.read(after, limit, until=until)
+        ]
 
     def read_stream(self, stream: str, after: int = 0, limit: int = 1000) -> list[Envelope]:
         """Return up to ``limit`` records of a stream with version > ``after``, in order."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from esper.clock import Clock, SystemClock
 from esper.errors import LogDamaged, LogUnavailable, NotFound
-from esper.events.envelope import Envelope
+from esper.events.envelope import Envelope, Recorded
 from esper.oona.chain import GENESIS, ChainWalk, damaged
 from esper.oona.headfile import HeadFile
 from esper.oona.numbered import NumberedLog, Row, Tail
@@ -37,6 +37,10 @@ from esper.oona.sqlite_walk import ENVELOPE_COLUMNS, check_structure, walk_recor
 _INSERT = f"INSERT INTO events ({ENVELOPE_COLUMNS}, chain) VALUES ({', '.join('?' * 14)})"  # noqa: S608 - constant names
 _SELECT = f"SELECT {ENVELOPE_COLUMNS} FROM events"  # noqa: S608 - constant names
 _READ = f"{_SELECT} WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
+_READ_RECORDED = (
+    "SELECT position, type, schema, sender_id, trace_id, recorded_at, payload FROM events "
+    "WHERE position > ? AND position <= ? ORDER BY position LIMIT ?"
+)
 _READ_STREAM = f"{_SELECT} WHERE stream = ? AND version > ? ORDER BY version LIMIT ?"
 _TAIL = "SELECT position, chain, recorded_at FROM events ORDER BY position DESC LIMIT 1"
 _VERSION = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
@@ -220,6 +224,13 @@ class SqliteLog(NumberedLog):
             query = f"{_SELECT} WHERE position IN ({ranges}) ORDER BY position LIMIT ?"
             bounds = [value for topic in wanted for value in (topic, after, last, limit)]
             return _envelopes(connection.execute(query, (*bounds, limit)))
+
+    def read_recorded(self, after: int, limit: int, *, until: int | None = None) -> list[Recorded]:
+        """Return what projections need of up to ``limit`` records; see ``EventLog.read_recorded``."""
+        last = _NO_BOUND if until is None else until
+        with self._reading(after + 1) as connection:
+            rows = connection.execute(_READ_RECORDED, (after, last, max(limit, 0))).fetchall()
+        return [Recorded(*row) for row in rows]
 
     def read_stream(self, stream: str, after: int = 0, limit: int = 1000) -> list[Envelope]:
         """Return up to ``limit`` records of a stream with version > ``after``, in order."""

@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from esper.errors import LogRegressed, PoisonEvent, ProjectionError, SchemaError
 from esper.events.codec import decode_payload
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.oona.port import EventLog
 from esper.projections.folds import handlers
 from esper.projections.folds.poison import contradiction
@@ -99,7 +99,7 @@ class Projector:
         self._staging.forget()
         first = checkpoint.position
         with self._writing.connect() as connection:
-            while envelopes := self._log.read(after=checkpoint.position, limit=self._batch, until=until):
+            while envelopes := self._log.read_recorded(checkpoint.position, self._batch, until=until):
                 following = self._fold(connection, checkpoint, envelopes)
                 if following is None:
                     # Another projector was faster: go on from where it stands.
@@ -131,7 +131,7 @@ class Projector:
     def _check(self, checkpoint: Checkpoint) -> None:
         check_chain(self._log, checkpoint)
 
-    def _fold(self, connection: Connection, previous: Checkpoint, envelopes: Sequence[Envelope]) -> Checkpoint | None:
+    def _fold(self, connection: Connection, previous: Checkpoint, envelopes: Sequence[Recorded]) -> Checkpoint | None:
         """Fold one batch and commit it; return None if another projector was faster.
 
         Raises:
@@ -177,7 +177,7 @@ class Projector:
         return following
 
     def _one_by_one(
-        self, connection: Connection, previous: Checkpoint, envelopes: Sequence[Envelope]
+        self, connection: Connection, previous: Checkpoint, envelopes: Sequence[Recorded]
     ) -> Checkpoint | None:
         """Fold facts each by itself, to learn which one the tables refuse."""
         for envelope in envelopes:
@@ -187,7 +187,7 @@ class Projector:
             previous = following
         return previous
 
-    def _apply(self, envelopes: Sequence[Envelope]) -> None:
+    def _apply(self, envelopes: Sequence[Recorded]) -> None:
         known = self._handlers
         for envelope in envelopes:
             name = envelope.type

@@ -10,10 +10,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import astuple
 
 from esper.clock import Clock, ManualClock
 from esper.errors import ConcurrencyConflict, EventIdReused, EventTooLarge, LogUnavailable, SchemaError
 from esper.events import Event, Fact, fact_of
+from esper.events.envelope import Recorded
 from esper.events.operator import NoteAdded
 from esper.events.run import TrainingStepCompleted
 from esper.ids import derived_id
@@ -210,6 +212,13 @@ class LogContract(ABC):
         assert log.read(0, -1) == []
         assert log.read(5, until=3) == []
 
+    def test_what_projections_read_is_what_read_gives(self, log: NumberedLog) -> None:
+        log.append([note(number) for number in range(10)], stream=STREAM, expected=ANY)
+        for after, limit, until in ((0, 100, None), (3, 4, None), (3, 4, 5), (10, 1, None), (5, 5, 3), (0, -1, None)):
+            found, envelopes = log.read_recorded(after, limit, until=until), log.read(after, limit, until=until)
+            names = Recorded.__struct_fields__
+            assert [astuple(one) for one in found] == [tuple(getattr(one, name) for name in names) for one in envelopes]
+
     def test_read_by_topics_skips_no_record_of_them(self, log: NumberedLog) -> None:
         for number in range(1, 31):
             if number % 3:
@@ -385,6 +394,7 @@ class LogContract(ABC):
             receipts = await asyncio.gather(*appends)
             assert sorted(receipt.first for receipt in receipts) == list(range(1, 11))
             assert await face.read(2, 3) == log.read(2, 3)
+            assert await face.read_recorded(2, 3) == log.read_recorded(2, 3)
             assert await face.read_stream("operator/run-3") == log.read_stream("operator/run-3")
             assert await face.stream_version("operator/run-3") == 1
             assert await face.streams("operator/") == log.streams()

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from builders import append, digest, history, library, realistic, started
+from msgspec.structs import replace
 from sqlalchemy import Engine, text
 
 from esper.clock import ManualClock
 from esper.errors import ConfigError, LogRegressed, NotFound, PoisonEvent, ProjectionDiverged, ProjectionError
-from esper.events import Envelope, Fact
+from esper.events import Fact
+from esper.events.envelope import Recorded
 from esper.oona.memory import MemoryLog
 from esper.projections import queries
 from esper.projections.digest import digests
@@ -135,13 +137,9 @@ class _Changed:
     def __init__(self, log: MemoryLog, position: int, **fields: object) -> None:
         self._log, self._position, self._fields = log, position, fields
 
-    def read(self, after: int = 0, limit: int = 1000, **more: object) -> list[Envelope]:
-        found = self._log.read(after, limit, **more)  # type: ignore[arg-type]
-        return [self._change(envelope) if envelope.position == self._position else envelope for envelope in found]
-
-    def _change(self, envelope: Envelope) -> Envelope:
-        fields = {name: getattr(envelope, name) for name in envelope.__struct_fields__}
-        return Envelope(**{**fields, **self._fields})
+    def read_recorded(self, after: int, limit: int, *, until: int | None = None) -> list[Recorded]:
+        found = self._log.read_recorded(after, limit, until=until)
+        return [replace(one, **self._fields) if one.position == self._position else one for one in found]
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._log, name)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.projections.folds.blueprints import BlueprintFold
 from esper.projections.folds.decisions import DecisionFold
 from esper.projections.folds.operator import OperatorFold
@@ -19,7 +19,7 @@ from esper.projections.folds.sites import SiteFold
 from esper.projections.staging import Staging
 
 #: Takes an envelope and the fact in it; the fact's class follows from the envelope's type.
-Handler = Callable[[Envelope, Any], None]
+Handler = Callable[[Recorded, Any], None]
 
 
 def handlers(staging: Staging) -> dict[str, Handler]:

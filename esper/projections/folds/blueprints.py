@@ -7,7 +7,7 @@ from typing import Any
 
 from esper.events.base import Fact
 from esper.events.blueprint import BlueprintRejected, BlueprintRetired, BlueprintSubmitted
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.events.kernel import (
     CompilationFailed,
     KernelCharacterized,
@@ -29,7 +29,7 @@ class BlueprintFold:
         self._blueprints = staging.blueprints
         self._kernels = staging.kernels
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {
             BlueprintSubmitted: self.submitted,
@@ -42,7 +42,7 @@ class BlueprintFold:
             KernelRejected: self.refused,
         }
 
-    def submitted(self, envelope: Envelope, fact: BlueprintSubmitted) -> None:
+    def submitted(self, envelope: Recorded, fact: BlueprintSubmitted) -> None:
         """Add a blueprint to the library; one that was retired comes back with its kernels."""
         before = self._blueprints.current((fact.blueprint_id,))
         kernels = 0 if before is None else before["kernels"]
@@ -61,7 +61,7 @@ class BlueprintFold:
             },
         )
 
-    def rejected(self, envelope: Envelope, fact: BlueprintRejected) -> None:
+    def rejected(self, envelope: Recorded, fact: BlueprintRejected) -> None:
         """Keep what was unsound, with the rules it broke."""
         self._blueprints.start(
             (fact.blueprint_id,),
@@ -75,7 +75,7 @@ class BlueprintFold:
             },
         )
 
-    def retired(self, envelope: Envelope, fact: BlueprintRetired) -> None:
+    def retired(self, envelope: Recorded, fact: BlueprintRetired) -> None:
         """Take a blueprint out of the offer."""
         self._blueprint(envelope, fact.blueprint_id)
         self._blueprints.change(
@@ -88,7 +88,7 @@ class BlueprintFold:
             },
         )
 
-    def compiled(self, envelope: Envelope, fact: KernelCompiled) -> None:
+    def compiled(self, envelope: Recorded, fact: KernelCompiled) -> None:
         """Add a kernel, not yet measured."""
         blueprint = self._blueprint(envelope, fact.blueprint_id)
         new = self._kernels.current((fact.kernel_id,)) is None
@@ -115,7 +115,7 @@ class BlueprintFold:
             },
         )
 
-    def failed(self, envelope: Envelope, fact: CompilationFailed) -> None:
+    def failed(self, envelope: Recorded, fact: CompilationFailed) -> None:
         """Show that a blueprint could not be built for a site; others may have worked."""
         blueprint = self._blueprint(envelope, fact.blueprint_id)
         values = {"last_error": f"{fact.error}: {fact.message}"}
@@ -123,7 +123,7 @@ class BlueprintFold:
             values["status"] = BlueprintStatus.FAILED.value
         self._blueprints.change((fact.blueprint_id,), envelope.position, values)
 
-    def characterized(self, envelope: Envelope, fact: KernelCharacterized) -> None:
+    def characterized(self, envelope: Recorded, fact: KernelCharacterized) -> None:
         """Show what the crucible measured."""
         self._kernel(
             envelope,
@@ -138,13 +138,13 @@ class BlueprintFold:
             },
         )
 
-    def validated(self, envelope: Envelope, fact: KernelValidated) -> None:
+    def validated(self, envelope: Recorded, fact: KernelValidated) -> None:
         """Show that a kernel passed."""
         digest = fact.measurements_digest
         status = KernelStatus.VALIDATED.value
         self._kernel(envelope, fact.kernel_id, {"status": status, "measurements_digest": digest, "failed": None})
 
-    def refused(self, envelope: Envelope, fact: KernelRejected) -> None:
+    def refused(self, envelope: Recorded, fact: KernelRejected) -> None:
         """Show that a kernel failed, and at what."""
         self._kernel(
             envelope,
@@ -156,13 +156,13 @@ class BlueprintFold:
             },
         )
 
-    def _blueprint(self, envelope: Envelope, blueprint_id: str) -> dict[str, Any]:
+    def _blueprint(self, envelope: Recorded, blueprint_id: str) -> dict[str, Any]:
         found = self._blueprints.current((blueprint_id,))
         if found is None:
             raise contradiction(envelope, f"blueprint {blueprint_id} was never submitted")
         return found
 
-    def _kernel(self, envelope: Envelope, kernel_id: str, values: dict[str, Any]) -> None:
+    def _kernel(self, envelope: Recorded, kernel_id: str, values: dict[str, Any]) -> None:
         if self._kernels.current((kernel_id,)) is None:
             raise contradiction(envelope, f"kernel {kernel_id} was never compiled")
         self._kernels.change((kernel_id,), envelope.position, values)

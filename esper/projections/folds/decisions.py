@@ -13,7 +13,7 @@ from esper.events.decision import (
     DecisionRequested,
     FieldReportFiled,
 )
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.projections.folds.poison import contradiction
 from esper.projections.staging import Key, Staging
 from esper.projections.values import canonical, real
@@ -31,7 +31,7 @@ class DecisionFold:
         self._seeds = staging.seeds
         self._reports = staging.rows["field_reports"].append
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {
             DecisionRequested: self.requested,
@@ -41,7 +41,7 @@ class DecisionFold:
             FieldReportFiled: self.reported,
         }
 
-    def requested(self, envelope: Envelope, fact: DecisionRequested) -> None:
+    def requested(self, envelope: Recorded, fact: DecisionRequested) -> None:
         """Begin a decision with what the policy could see."""
         self._decisions.fill(
             (fact.run_id, fact.decision, fact.attempt),
@@ -57,7 +57,7 @@ class DecisionFold:
             },
         )
 
-    def made(self, envelope: Envelope, fact: DecisionMade) -> None:
+    def made(self, envelope: Recorded, fact: DecisionMade) -> None:
         """Add the choice and everything needed to judge it."""
         if not 0 <= fact.chosen < min(len(fact.legal), len(fact.probabilities)):
             raise contradiction(envelope, f"action {fact.chosen} of {len(fact.legal)} legal ones was chosen")
@@ -89,7 +89,7 @@ class DecisionFold:
             },
         )
 
-    def commanded(self, envelope: Envelope, fact: AdaptationCommanded) -> None:
+    def commanded(self, envelope: Recorded, fact: AdaptationCommanded) -> None:
         """Begin an adaptation."""
         key = (fact.run_id, fact.decision, fact.attempt)
         action = fact.action
@@ -109,7 +109,7 @@ class DecisionFold:
             },
         )
 
-    def executed(self, envelope: Envelope, fact: DecisionExecuted) -> None:
+    def executed(self, envelope: Recorded, fact: DecisionExecuted) -> None:
         """Add what came of a decision, and of its command where there was one."""
         key = (fact.run_id, fact.decision, fact.attempt)
         if self._decisions.find(key) is None:
@@ -124,7 +124,7 @@ class DecisionFold:
         if self._adaptations.find(key) is not None:
             self._adaptations.fill(key, _KEY, outcome)
 
-    def reported(self, envelope: Envelope, fact: FieldReportFiled) -> None:
+    def reported(self, envelope: Recorded, fact: FieldReportFiled) -> None:
         """Append a field report at the step its seed came to an end."""
         seed = self._seeds.current((fact.run_id, fact.seed_id))
         if seed is None:

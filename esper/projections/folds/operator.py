@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esper.events.base import Fact
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.events.operator import NoteAdded
 from esper.projections.staging import Staging
 
@@ -18,10 +18,10 @@ class OperatorFold:
         """Write to a staging."""
         self._actions = staging.rows["operator_actions"].append
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {NoteAdded: self.noted}
 
-    def noted(self, envelope: Envelope, fact: NoteAdded) -> None:
+    def noted(self, envelope: Recorded, fact: NoteAdded) -> None:
         """Append a note."""
         self._actions((fact.run_id, envelope.position, envelope.recorded_at, envelope.type, fact.actor, fact.text))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from esper.errors import PoisonEvent
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 
 
-def contradiction(envelope: Envelope, cause: str, hint: str = "") -> PoisonEvent:
+def contradiction(envelope: Recorded, cause: str, hint: str = "") -> PoisonEvent:
     """Return the error for a fact that cannot be read or cannot follow from the log before it.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select
 
 from esper.events.base import Fact, RunFact
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.events.run import (
     CheckpointSaved,
     EpochCompleted,
@@ -49,7 +49,7 @@ class RunFold:
         self._events = staging.rows["run_events"].append
         self._last_step = staging.last_step
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {
             RunStarted: self.started,
@@ -64,7 +64,7 @@ class RunFold:
             RunFailed: self.failed,
         }
 
-    def step(self, envelope: Envelope, fact: TrainingStepCompleted) -> None:
+    def step(self, envelope: Recorded, fact: TrainingStepCompleted) -> None:
         """Append a step; the hot path, nine facts in ten."""
         loss, rate = fact.loss, fact.learning_rate
         step, run_id = fact.step, fact.run_id
@@ -84,7 +84,7 @@ class RunFold:
         )
         self._last_step[run_id] = step
 
-    def started(self, envelope: Envelope, fact: RunStarted) -> None:
+    def started(self, envelope: Recorded, fact: RunStarted) -> None:
         """Begin a run."""
         if self._staging.runs.current((fact.run_id,)) is not None:
             raise contradiction(envelope, f"run {fact.run_id} was started before")
@@ -128,18 +128,18 @@ class RunFold:
         # What run_starts holds is not told twice.
         self._event(envelope, fact, 0, {"task": fact.task, "policy": fact.policy, "host": fact.host})
 
-    def resumed(self, envelope: Envelope, fact: RunResumed) -> None:
+    def resumed(self, envelope: Recorded, fact: RunResumed) -> None:
         """Begin a new attempt from a checkpoint, or from nothing where none had been saved."""
         bound = fact.from_step if fact.checkpoint_digest else -1
         self._go_back(envelope, fact, bound, fact.from_step)
         self._event(envelope, fact, fact.from_step, _data(fact))
 
-    def rolled_back(self, envelope: Envelope, fact: RolledBack) -> None:
+    def rolled_back(self, envelope: Recorded, fact: RolledBack) -> None:
         """Begin a new attempt from an earlier state."""
         self._go_back(envelope, fact, fact.to_step, fact.to_step)
         self._event(envelope, fact, fact.to_step, _data(fact), seed_id=fact.culled_seed_id)
 
-    def epoch(self, envelope: Envelope, fact: EpochCompleted) -> None:
+    def epoch(self, envelope: Recorded, fact: EpochCompleted) -> None:
         """Append an epoch and show it in the run."""
         row = (
             fact.run_id,
@@ -170,7 +170,7 @@ class RunFold:
         self._change(envelope, fact, shown)
         self._epochs(row)
 
-    def checkpoint(self, envelope: Envelope, fact: CheckpointSaved) -> None:
+    def checkpoint(self, envelope: Recorded, fact: CheckpointSaved) -> None:
         """Append a checkpoint."""
         self._checkpoints(
             (
@@ -185,16 +185,16 @@ class RunFold:
             )
         )
 
-    def tripped(self, envelope: Envelope, fact: GovernorTripped) -> None:
+    def tripped(self, envelope: Recorded, fact: GovernorTripped) -> None:
         """Note what the governor found."""
         self._event(envelope, fact, fact.step, _data(fact), seed_id=fact.suspect_seed_id)
 
-    def paused(self, envelope: Envelope, fact: RunPaused) -> None:
+    def paused(self, envelope: Recorded, fact: RunPaused) -> None:
         """End an attempt on purpose."""
         self._end(envelope, fact, RunStatus.PAUSED, fact.reason, {})
         self._event(envelope, fact, fact.step, _data(fact))
 
-    def finished(self, envelope: Envelope, fact: RunFinished) -> None:
+    def finished(self, envelope: Recorded, fact: RunFinished) -> None:
         """End a run that took all its steps."""
         measured = {
             "test_loss": real(fact.test_loss),
@@ -208,19 +208,19 @@ class RunFold:
         self._end(envelope, fact, RunStatus.FINISHED, None, measured)
         self._event(envelope, fact, fact.step, _data(fact))
 
-    def failed(self, envelope: Envelope, fact: RunFailed) -> None:
+    def failed(self, envelope: Recorded, fact: RunFailed) -> None:
         """End a run that raised."""
         self._end(envelope, fact, RunStatus.FAILED, f"{fact.error}: {fact.message}", {})
         self._event(envelope, fact, fact.step, _data(fact))
 
     def _end(
-        self, envelope: Envelope, fact: RunFact, status: RunStatus, why: str | None, values: dict[str, Any]
+        self, envelope: Recorded, fact: RunFact, status: RunStatus, why: str | None, values: dict[str, Any]
     ) -> None:
         ended = (envelope.position, envelope.recorded_at, why)
         named = dict(zip(_ENDED, ended, strict=True))
         self._change(envelope, fact, {"status": status.value, **named, **values})
 
-    def _go_back(self, envelope: Envelope, fact: RunFact, bound: int, step: int) -> None:
+    def _go_back(self, envelope: Recorded, fact: RunFact, bound: int, step: int) -> None:
         """Take back what came after a step and show the run as it was then."""
         if self._staging.runs.current((fact.run_id,)) is None:
             raise contradiction(envelope, f"run {fact.run_id} was never started")
@@ -241,7 +241,7 @@ class RunFold:
         ).first()
         return dict.fromkeys(names) if found is None else dict(zip(names, found, strict=True))
 
-    def _change(self, envelope: Envelope, fact: RunFact, values: dict[str, Any]) -> None:
+    def _change(self, envelope: Recorded, fact: RunFact, values: dict[str, Any]) -> None:
         key = (fact.run_id,)
         runs = self._staging.runs
         if runs.current(key) is None:
@@ -253,7 +253,7 @@ class RunFold:
         runs.change(key, envelope.position, values)
 
     def _event(
-        self, envelope: Envelope, fact: RunFact, step: int, data: dict[str, Any], *, seed_id: str | None = None
+        self, envelope: Recorded, fact: RunFact, step: int, data: dict[str, Any], *, seed_id: str | None = None
     ) -> None:
         self._events(
             (

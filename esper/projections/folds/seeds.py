@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import select, update
 
 from esper.events.base import Fact
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.events.lifecycle import SeedState
 from esper.events.seed import (
     AlphaMoved,
@@ -38,7 +38,7 @@ class SeedFold:
         self._transitions = staging.rows["seed_transitions"].append
         self._events = staging.rows["run_events"].append
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {
             SeedTransitioned: self.moved,
@@ -49,7 +49,7 @@ class SeedFold:
             SeedFolded: self.folded,
         }
 
-    def moved(self, envelope: Envelope, fact: SeedTransitioned) -> None:
+    def moved(self, envelope: Recorded, fact: SeedTransitioned) -> None:
         """Append a move; one out of dormancy begins a life."""
         self._transitions(
             (
@@ -94,27 +94,27 @@ class SeedFold:
         else:
             self._staging.seeds.change(key, envelope.position, values)
 
-    def refused(self, envelope: Envelope, fact: SeedTransitionRefused) -> None:
+    def refused(self, envelope: Recorded, fact: SeedTransitionRefused) -> None:
         """Note a move that did not happen."""
         self._event(envelope, fact)
 
-    def blended(self, envelope: Envelope, fact: AlphaMoved) -> None:
+    def blended(self, envelope: Recorded, fact: AlphaMoved) -> None:
         """Show a seed's blending strength."""
         self._change(envelope, fact, {"alpha": real(fact.alpha), "alpha_target": real(fact.target)})
 
-    def gained(self, envelope: Envelope, fact: CounterfactualMeasured) -> None:
+    def gained(self, envelope: Recorded, fact: CounterfactualMeasured) -> None:
         """Show what a seed brings."""
         gain = {"gain": real(fact.gain), "gain_stderr": real(fact.gain_stderr), "gain_step": fact.step}
         self._change(envelope, fact, gain)
         self._event(envelope, fact)
 
-    def faulted(self, envelope: Envelope, fact: SeedFaulted) -> None:
+    def faulted(self, envelope: Recorded, fact: SeedFaulted) -> None:
         """Count a fault."""
         seed = self._staging.seeds.current((fact.run_id, fact.seed_id))
         self._change(envelope, fact, {"faults": 1 if seed is None else seed["faults"] + 1})
         self._event(envelope, fact)
 
-    def folded(self, envelope: Envelope, fact: SeedFolded) -> None:
+    def folded(self, envelope: Recorded, fact: SeedFolded) -> None:
         """Show where a seed was folded to."""
         where = {"folded_into": fact.folded_into, "fold_difference": real(fact.max_difference)}
         self._change(envelope, fact, where)
@@ -148,14 +148,14 @@ class SeedFold:
             else:
                 seeds.change(key, position, {**before._mapping, "attempt": attempt})  # noqa: SLF001 its public name
 
-    def _change(self, envelope: Envelope, fact: AlphaMoved | _Told, values: dict[str, Any]) -> None:
+    def _change(self, envelope: Recorded, fact: AlphaMoved | _Told, values: dict[str, Any]) -> None:
         key = (fact.run_id, fact.seed_id)
         if self._staging.seeds.current(key) is None:
             raise contradiction(envelope, f"seed {key[1]} of run {fact.run_id} never left dormancy")
         now = {"attempt": fact.attempt, "last_step": fact.step, "superseded_at": None}
         self._staging.seeds.change(key, envelope.position, {**now, **values})
 
-    def _event(self, envelope: Envelope, fact: SeedTransitionRefused | _Told) -> None:
+    def _event(self, envelope: Recorded, fact: SeedTransitionRefused | _Told) -> None:
         plain = {name: getattr(fact, name) for name in fact.__struct_fields__ if name not in _ELSEWHERE}
         data = {name: value.hex() if isinstance(value, bytes) else value for name, value in plain.items()}
         self._events(

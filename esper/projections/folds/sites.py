@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from esper.events.base import Fact
-from esper.events.envelope import Envelope
+from esper.events.envelope import Recorded
 from esper.events.seed import KernelsOffered, SeedHealthMeasured, SiteRegistered
 from esper.projections.staging import Staging
 from esper.projections.values import canonical, real
@@ -21,7 +21,7 @@ class SiteFold:
         self._offers = staging.rows["kernel_offers"].append
         self._health = staging.rows["site_health"].append
 
-    def handlers(self) -> dict[type[Fact], Callable[[Envelope, Any], None]]:
+    def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
         return {
             SiteRegistered: self.registered,
@@ -29,7 +29,7 @@ class SiteFold:
             SeedHealthMeasured: self.measured,
         }
 
-    def registered(self, envelope: Envelope, fact: SiteRegistered) -> None:
+    def registered(self, envelope: Recorded, fact: SiteRegistered) -> None:
         """Append a site."""
         self._sites(
             (
@@ -45,7 +45,7 @@ class SiteFold:
             )
         )
 
-    def offered(self, envelope: Envelope, fact: KernelsOffered) -> None:
+    def offered(self, envelope: Recorded, fact: KernelsOffered) -> None:
         """Append the kernels on offer at a site."""
         for place, offer in enumerate(fact.offers):
             self._offers(
@@ -63,7 +63,7 @@ class SiteFold:
                 )
             )
 
-    def measured(self, envelope: Envelope, fact: SeedHealthMeasured) -> None:
+    def measured(self, envelope: Recorded, fact: SeedHealthMeasured) -> None:
         """Append one probe's measurements of a site."""
         self._health(
             (
