@@ -35,8 +35,11 @@ class Recorded(msgspec.Struct, frozen=True):
     payload: bytes
 
 
-class Envelope(msgspec.Struct, frozen=True, kw_only=True):
-    """One record of the log. Order comes from position and version alone, never from recorded_at."""
+class Envelope(msgspec.Struct, frozen=True):
+    """One record of the log. Order comes from position and version alone, never from recorded_at.
+
+    Logs make envelopes of their rows by position: the order of the fields is the order of the columns.
+    """
 
     #: Place in the log, gapless from 1.
     position: int

@@ -12,6 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Self, TypeAlias
 
+from msgspec.structs import astuple
+
 from esper.clock import Clock
 from esper.errors import ConcurrencyConflict, EventIdReused, EventTooLarge, SchemaError
 from esper.events.codec import decode_payload, encode_fact, record_bytes, same_fact
@@ -125,41 +127,12 @@ def number(drafts: Sequence[Draft], stream: str, version: int, tail: Tail, now_u
 
 def row_of(envelope: Envelope, chain: bytes) -> Row:
     """Return the row of an envelope and its chain value."""
-    return (
-        envelope.position,
-        envelope.event_id,
-        envelope.type,
-        envelope.schema,
-        envelope.topic,
-        envelope.stream,
-        envelope.version,
-        envelope.sender_id,
-        envelope.trace_id,
-        envelope.causation_id,
-        envelope.recorded_at,
-        envelope.payload,
-        envelope.digest,
-        chain,
-    )
+    return (*astuple(envelope), chain)
 
 
 def envelope_of(row: Row) -> Envelope:
     """Return the envelope of a row."""
-    return Envelope(
-        position=row[0],
-        event_id=row[1],
-        type=row[2],
-        schema=row[3],
-        topic=row[4],
-        stream=row[5],
-        version=row[6],
-        sender_id=row[7],
-        trace_id=row[8],
-        causation_id=row[9],
-        recorded_at=row[10],
-        payload=row[11],
-        digest=row[12],
-    )
+    return Envelope(*row[:13])
 
 
 class NumberedLog(ABC):

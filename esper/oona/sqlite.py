@@ -22,6 +22,7 @@ from esper.oona.headfile import HeadFile
 from esper.oona.numbered import NumberedLog, Row, Tail
 from esper.oona.port import Head, LogReport, Progress
 from esper.oona.sqlite_file import (
+    COMMON_TOPIC,
     connect,
     create_tables,
     hold_much,
@@ -45,9 +46,10 @@ _READ_STREAM = f"{_SELECT} WHERE stream = ? AND version > ? ORDER BY version LIM
 _TAIL = "SELECT position, chain, recorded_at FROM events ORDER BY position DESC LIMIT 1"
 _VERSION = "SELECT coalesce(max(version), 0) FROM events WHERE stream = ?"
 _ONE_TOPIC = (
-    "SELECT * FROM (SELECT position FROM events INDEXED BY events_by_topic "
-    "WHERE topic = ? AND position > ? AND position <= ? ORDER BY position LIMIT ?)"
+    "SELECT * FROM (SELECT position FROM events INDEXED BY events_by_topic "  # noqa: S608 - constant names
+    f"WHERE topic = ? AND topic <> '{COMMON_TOPIC}' AND position > ? AND position <= ? ORDER BY position LIMIT ?)"
 )
+_BETWEEN = "AND position > ? AND position <= ? ORDER BY position LIMIT ?"
 _NO_BOUND = (1 << 63) - 1
 _FIND_AT_ONCE = 500
 _HEAD_SYNC_US = 1_000_000
@@ -219,7 +221,10 @@ class SqliteLog(NumberedLog):
             wanted = sorted({str(topic) for topic in topics})
             if not wanted:
                 return []
-            # One bounded index range per topic, merged: a rare topic costs no scan, a common one no sort.
+            if COMMON_TOPIC in wanted:
+                query = f"{_SELECT} NOT INDEXED WHERE topic IN ({', '.join('?' * len(wanted))}) {_BETWEEN}"
+                return _envelopes(connection.execute(query, (*wanted, after, last, limit)))
+            # One bounded index range per topic, merged: a rare topic costs no scan.
             ranges = " UNION ALL ".join([_ONE_TOPIC] * len(wanted))
             query = f"{_SELECT} WHERE position IN ({ranges}) ORDER BY position LIMIT ?"
             bounds = [value for topic in wanted for value in (topic, after, last, limit)]
@@ -347,35 +352,4 @@ class SqliteLog(NumberedLog):
 
 
 def _envelopes(cursor: sqlite3.Cursor) -> list[Envelope]:
-    return [
-        Envelope(
-            position=position,
-            event_id=event_id,
-            type=type_name,
-            schema=schema,
-            topic=topic,
-            stream=stream,
-            version=version,
-            sender_id=sender_id,
-            trace_id=trace_id,
-            causation_id=causation_id,
-            recorded_at=recorded_at,
-            payload=payload,
-            digest=digest,
-        )
-        for (
-            position,
-            event_id,
-            type_name,
-            schema,
-            topic,
-            stream,
-            version,
-            sender_id,
-            trace_id,
-            causation_id,
-            recorded_at,
-            payload,
-            digest,
-        ) in cursor.fetchall()
-    ]
+    return [Envelope(*row) for row in cursor.fetchall()]

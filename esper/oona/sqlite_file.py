@@ -18,7 +18,10 @@ from esper.oona.chain import damaged
 #: "ESPR", so that `file` and other tools tell a log from any other database.
 APPLICATION_ID = 0x45535052
 #: Number of the table layout below.
-FORMAT = 1
+FORMAT = 2
+
+#: The topic of nine records in ten. It is found by walking the log; an index of it would cost every append.
+COMMON_TOPIC = "training.steps"
 
 #: What the file holds. Every text here is compared with the file's own at verification.
 SCHEMA = {
@@ -40,7 +43,7 @@ SCHEMA = {
 )""",
     "events_by_id": "CREATE UNIQUE INDEX events_by_id ON events (event_id)",
     "events_by_stream": "CREATE UNIQUE INDEX events_by_stream ON events (stream, version)",
-    "events_by_topic": "CREATE INDEX events_by_topic ON events (topic)",
+    "events_by_topic": f"CREATE INDEX events_by_topic ON events (topic) WHERE topic <> '{COMMON_TOPIC}'",
 }
 
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
@@ -88,8 +91,8 @@ def require_durable(connection: sqlite3.Connection, path: Path) -> None:
 def hold_much(connection: sqlite3.Connection) -> None:
     """Let a writer keep its pages in memory and move them into the database less often.
 
-    Event ids are random, so a large batch touches most pages of their index: with SQLite's 2 MB of cache it would
-    write and read them back in the middle of a transaction.
+    Ids that are hashes (decisions, say) stand all over their index, so a large batch of them touches most of its
+    pages: with SQLite's 2 MB of cache it would write and read them back in the middle of a transaction.
     """
     connection.execute("PRAGMA cache_size=-65536")
     connection.execute("PRAGMA wal_autocheckpoint=4000")
@@ -181,6 +184,10 @@ def named_errors(path: Path, position: int = 0) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _named(error, path, position) from error
+    except UnicodeDecodeError as error:
+        # The driver fails so where SQLite's message quotes a damaged table definition.
+        reason = f"SQLite's own words hold bytes that are not text: {error.object!r}"
+        raise damaged(position, reason, where=f"log {path}") from error
 
 
 def _named(error: sqlite3.Error, path: Path, position: int) -> LogError:

@@ -17,6 +17,7 @@ from esper.clock import ManualClock
 from esper.errors import ConfigError, EsperError, LogDamaged, NotFound
 from esper.events.envelope import Envelope
 from esper.oona import ANY, Head, MemoryLog, SqliteLog, iterate, open_log, salvage
+from esper.oona.sqlite_file import SCHEMA
 
 STEPS = 120
 
@@ -247,16 +248,24 @@ def test_an_index_that_lacks_a_record_is_found(path: Path) -> None:
     execute(path, "PRAGMA writable_schema=ON")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("PRAGMA writable_schema=ON")
-        sql = "CREATE INDEX events_by_topic ON events (topic) WHERE position <> 60"
+        sql = "CREATE INDEX events_by_topic ON events (topic) WHERE topic <> 'training.steps' AND position <> 1"
         connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'events_by_topic'", (sql,))
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("REINDEX events_by_topic")
         connection.execute("PRAGMA writable_schema=ON")
-        sql = "CREATE INDEX events_by_topic ON events (topic)"
+        sql = SCHEMA["events_by_topic"]
         connection.execute("UPDATE sqlite_master SET sql = ? WHERE name = 'events_by_topic'", (sql,))
     with pytest.raises(LogDamaged, match=r"every record is sound.*missing from index") as caught:
         verify(path)
     assert caught.value.position == 122
+
+
+def test_a_table_definition_that_is_no_text_is_named(path: Path) -> None:
+    data = path.read_bytes()
+    assert data.count(b"indexevents_by_id") == 1
+    path.write_bytes(data.replace(b"indexevents_by_id", b"index\xcevents_by_id"))
+    with pytest.raises(LogDamaged, match="not text"):
+        SqliteLog(path)
 
 
 @pytest.mark.parametrize("part", range(4))
