@@ -18,7 +18,7 @@ from esper.oona.chain import damaged
 #: "ESPR", so that `file` and other tools tell a log from any other database.
 APPLICATION_ID = 0x45535052
 #: Number of the table layout below.
-FORMAT = 2
+FORMAT = 1
 
 #: The topic of nine records in ten. It is found by walking the log; an index of it would cost every append.
 COMMON_TOPIC = "training.steps"
