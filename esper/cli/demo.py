@@ -53,6 +53,7 @@ def demo(
     else:
         output.message("the run kept no seed, so there is no grown architecture to train from scratch")
     report = _report(session, grown["run_id"])
+    session.fold()
     answer = {
         "run_id": grown["run_id"],
         "arms": arms,

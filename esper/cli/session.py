@@ -45,6 +45,10 @@ class Session:
         given = {"config": self._config_file, **{name: self._flags.get(name) for name in _PLACES}}
         return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
 
+    def fold(self) -> None:
+        """Bring the tables up to the log, so that they can be verified and queried at once."""
+        _ = self.tables
+
     def close(self) -> None:
         """Close whatever was opened, last first."""
         self._open.close()

@@ -55,6 +55,7 @@ def train(
         trained = resume_run(session, resume)
     else:
         trained = start_run(session, task, configure(task, policy, steps, seed, settings or []))
+    session.fold()
     _report(session, trained, as_json=as_json)
 
 

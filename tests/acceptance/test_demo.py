@@ -64,6 +64,11 @@ def test_the_three_next_commands_work_as_printed(demo: tuple[Path, dict[str, Any
         assert done.stdout
 
 
+def test_tables_verify_right_after_the_demo(tmp_path: Path) -> None:
+    assert esper(tmp_path, "demo", "--steps", "200").returncode == 0
+    assert data(tmp_path, "projections", "verify")["verified"]
+
+
 def test_log_tables_and_replay_verify(demo: tuple[Path, dict[str, Any]]) -> None:
     home, answer = demo
     assert data(home, "log", "verify")["verified"]
