@@ -6,7 +6,7 @@ import datetime as dt
 from typing import NamedTuple
 
 from esper.errors import ConfigError, NotFound
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, last_by
 
 #: Name of the log that positions are printed with.
 _LOG_NAME = "main"
@@ -59,15 +59,8 @@ def _existing(log: EventLog, position: int) -> int:
 
 
 def _position_at(log: EventLog, time: dt.datetime) -> int:
-    """Return the last position recorded at or before a time, by bisection: recorded_at never decreases."""
-    wanted_us = (time - _UNIX_EPOCH) // dt.timedelta(microseconds=1)  # whole numbers: a float would round
-    low, high = 0, log.head().position
-    while low < high:
-        middle = (low + high + 1) // 2
-        if log.read(middle - 1, 1)[0].recorded_at <= wanted_us:
-            low = middle
-        else:
-            high = middle - 1
-    if low == 0:
+    """Return the last position recorded at or before a time."""
+    position = last_by(log, (time - _UNIX_EPOCH) // dt.timedelta(microseconds=1))  # whole numbers: a float would round
+    if position == 0:
         raise NotFound(f"nothing was recorded at or before {time.isoformat()}", hint="`esper log read` shows the start")
-    return low
+    return position

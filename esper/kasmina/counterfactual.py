@@ -1,6 +1,6 @@
 """What held-out data would lose now without a seed.
 
-Belongs here: leave-one-out, Shapley values and re-estimating batch norm. Does not belong here: which data, which loss
+Belongs here: leave-one-out and re-estimating batch norm. Does not belong here: which data, which loss
 (the caller's ``evaluate``), or what follows from it. This is dependence now, not what growth gained: only a forked
 control run measures that.
 """
@@ -86,42 +86,6 @@ def leave_one_out(
     return measured
 
 
-def shapley(
-    growth: Growth,
-    evaluate: Evaluate,
-    *,
-    permutations: int,
-    generator: torch.Generator,
-) -> dict[str, tuple[float, float]]:
-    """Return each attached seed's Shapley value in held-out loss, with its standard error over permutations.
-
-    Every coalition is evaluated once. The values of one permutation add up to what all seeds together save.
-
-    Args:
-        growth: The growing host.
-        evaluate: Gives the held-out losses, one per sample: shape [n].
-        permutations: Random orders to average over.
-        generator: Source of the orders.
-    """
-    seeds = growth.attached()
-    known: dict[frozenset[str], float] = {}
-
-    def saved(present: frozenset[str]) -> float:
-        if present not in known:
-            absent = [seed for seed in seeds if seed.id not in present]
-            known[present] = -_losses(growth, evaluate, absent, None).mean().item()
-        return known[present]
-
-    shares: dict[str, list[float]] = {seed.id: [] for seed in seeds}
-    for _ in range(permutations):
-        present: frozenset[str] = frozenset()
-        for place in torch.randperm(len(seeds), generator=generator).tolist():
-            joined = present | {seeds[place].id}
-            shares[seeds[place].id].append(saved(joined) - saved(present))
-            present = joined
-    return {seed_id: _mean_and_stderr(values) for seed_id, values in shares.items()}
-
-
 def has_batch_norm(model: nn.Module) -> bool:
     """Return whether a host keeps running batch-norm statistics."""
     return any(isinstance(m, _BATCH_NORMS) and m.track_running_stats for m in model.modules())
@@ -183,12 +147,3 @@ def _losses(
             f"evaluate gave a tensor of shape {tuple(losses.shape)}", hint="return one loss per sample: [n]"
         )
     return losses.detach().double().cpu()
-
-
-def _mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    count = len(values)
-    mean = sum(values) / count
-    if count < 2:
-        return mean, math.nan
-    variance = sum((value - mean) ** 2 for value in values) / (count - 1)
-    return mean, math.sqrt(variance / count)

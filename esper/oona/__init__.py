@@ -15,6 +15,7 @@ from esper.oona.port import (
     Receipt,
     iterate,
     iterate_stream,
+    last_by,
 )
 from esper.oona.recorder import Recorder
 from esper.oona.salvage import SalvageReport, salvage
@@ -35,6 +36,7 @@ __all__ = [
     "SqliteLog",
     "iterate",
     "iterate_stream",
+    "last_by",
     "open_log",
     "salvage",
 ]

@@ -184,3 +184,23 @@ def iterate_stream(log: EventLog, stream: str, after: int = 0, *, batch: int = 2
     while page := log.read_stream(stream, after, batch):
         yield from page
         after = page[-1].version
+
+
+def last_by(log: EventLog, time_us: int) -> int:
+    """Return the last position recorded at or before a time, 0 if there is none.
+
+    Recorded times never go back, so halving finds it.
+
+    Args:
+        log: Log to look in.
+        time_us: Microseconds since the Unix epoch.
+    """
+    low, high = 0, log.head().position
+    while low < high:
+        middle = (low + high + 1) // 2
+        (envelope,) = log.read(middle - 1, 1)
+        if envelope.recorded_at <= time_us:
+            low = middle
+        else:
+            high = middle - 1
+    return low

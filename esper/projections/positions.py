@@ -6,7 +6,7 @@ import datetime as dt
 import re
 
 from esper.errors import ConfigError, NotFound
-from esper.oona.port import EventLog
+from esper.oona.port import EventLog, last_by
 from esper.projections.open import MAIN
 
 _NUMBER = re.compile(rf"(?:{MAIN}:)?(\d+)")
@@ -40,23 +40,4 @@ def resolve_at(text: str, log: EventLog) -> int:
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.UTC)
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-    return last_at(log, (moment - epoch) // dt.timedelta(microseconds=1), head)
-
-
-def last_at(log: EventLog, time_us: int, head: int) -> int:
-    """Return the last position recorded at or before a time; recorded times never go back, so halving finds it.
-
-    Args:
-        log: The log.
-        time_us: Microseconds since the Unix epoch.
-        head: Last position to look at.
-    """
-    low, high = 0, head
-    while low < high:
-        middle = (low + high + 1) // 2
-        (envelope,) = log.read(after=middle - 1, limit=1)
-        if envelope.recorded_at <= time_us:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return last_by(log, (moment - epoch) // dt.timedelta(microseconds=1))

@@ -96,7 +96,6 @@ class Session:
         self.sink = sink
         self.step_count = 0
         self.training_flops = 0
-        self.last_validation: Evaluation | None = None
         self._store = store
         self._evaluate = evaluate
         self._reestimate = reestimate
@@ -303,7 +302,6 @@ class Session:
         self.sink.barrier()
         self._decide(epoch)
         self._save()
-        self.last_validation = evaluation
         if self._on_epoch is not None:
             self._on_epoch(self)
 

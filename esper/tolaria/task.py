@@ -329,11 +329,6 @@ class DataOrder:
         return self._permutation
 
 
-def batch_indices(seed: int, samples: int, batch_size: int, step: int) -> Tensor:
-    """Return the sample indices of one step without a `DataOrder` at hand; ``step`` counts from 1."""
-    return DataOrder(seed, samples, batch_size).indices(step)
-
-
 def samples_digest(indices: Tensor) -> bytes:
     """Return the first 16 bytes of the SHA-256 of sample indices as little-endian int64."""
     return hashlib.sha256(indices.cpu().numpy().astype("<i8").tobytes()).digest()[:16]

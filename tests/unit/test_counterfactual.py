@@ -11,7 +11,7 @@ from esper.errors import GrowthError
 from esper.events.decision import Schedule
 from esper.events.seed import CounterfactualMeasured
 from esper.kasmina import attach
-from esper.kasmina.counterfactual import leave_one_out, reestimate_batch_norm, shapley
+from esper.kasmina.counterfactual import leave_one_out, reestimate_batch_norm
 
 FULL = Schedule(ramp_steps=0)
 
@@ -121,19 +121,3 @@ def test_a_single_sample_has_no_standard_error() -> None:
     growth = attach(host, (x,))
     seed = growth.germinate("0", branch(growth.sites["0"]), seed_id="s", step=0, schedule=FULL)
     assert math.isnan(leave_one_out(growth, seed, held_out(x[:1]), step=1).gain_stderr)
-
-
-def test_shapley_values_add_up_to_what_all_seeds_save() -> None:
-    host, x = make("mlp", torch.float64)
-    growth = attach(host, (x,))
-    evaluate = held_out(x)
-    nothing = evaluate(host).mean().item()
-    torch.manual_seed(11)
-    for path in growth.sites:
-        f = branch(growth.sites[path], zero=False, dtype=torch.float64)
-        growth.germinate(path, f, seed_id=path, step=0, schedule=FULL)
-    everything = evaluate(host).mean().item()
-    values = shapley(growth, evaluate, permutations=6, generator=torch.Generator().manual_seed(0))
-    assert sum(mean for mean, _ in values.values()) == pytest.approx(nothing - everything, rel=1e-9)
-    again = shapley(growth, evaluate, permutations=6, generator=torch.Generator().manual_seed(0))
-    assert values == again

@@ -18,7 +18,6 @@ from esper.tolaria.task import (
     Split,
     TaskData,
     TaskDefaults,
-    batch_indices,
     load_task,
     samples_digest,
 )
@@ -171,16 +170,16 @@ def test_the_order_of_a_step_does_not_depend_on_the_steps_before_it() -> None:
     in_order = [straight.indices(step).tolist() for step in range(1, 40)]
     backwards = [straight.indices(step).tolist() for step in range(39, 0, -1)]
     torch.manual_seed(0)
-    fresh = [batch_indices(3, 50, 7, step).tolist() for step in range(1, 40)]
+    fresh = [DataOrder(3, 50, 7).indices(step).tolist() for step in range(1, 40)]
     assert in_order == backwards[::-1] == fresh
 
 
 def test_another_order_seed_gives_another_order() -> None:
-    assert batch_indices(1, 50, 50, 1).tolist() != batch_indices(2, 50, 50, 1).tolist()
+    assert DataOrder(1, 50, 50).indices(1).tolist() != DataOrder(2, 50, 50).indices(1).tolist()
 
 
 def test_a_batch_larger_than_the_data_goes_over_it_more_than_once() -> None:
-    assert sorted(batch_indices(1, 5, 10, 1).tolist()) == sorted([*range(5)] * 2)
+    assert sorted(DataOrder(1, 5, 10).indices(1).tolist()) == sorted([*range(5)] * 2)
 
 
 def test_the_order_refuses_sizes_and_steps_below_one() -> None:
