@@ -22,7 +22,7 @@ INPUTS := pyproject.toml constraints.txt
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 
-.PHONY: help setup dev demo test acceptance lint format docs bench clean
+.PHONY: help setup dev demo test acceptance soak lint format docs bench clean
 
 help: ## show the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: dev ## every behaviour, short runs
 
 acceptance: dev ## the long shows: whole runs, killed processes, damaged files
 	@$(BIN)/python -m pytest -m acceptance $(ARGS)
+
+soak: dev ## kill redis-server 20 times under writers, and count what is lost
+	@$(BIN)/python tests/soak.py $(ARGS)
 
 lint: dev ## ruff, mypy and the layers
 	@$(BIN)/ruff check .
@@ -69,16 +72,17 @@ $(BIN)/python:
 $(VENV)/.stamp-train: $(INPUTS) | $(BIN)/python
 	@echo "setting up $(VENV): this takes a few minutes the first time" >&2
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt '$(TORCH)'
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,s3,daemons]'
 	@touch $@
 
-# The power-loss tests build a small library with gcc that notes what was forced to disk.
+# The power-loss tests build a small library with gcc that notes what was forced to disk; the Redis tests start servers.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-train
-	@command -v gcc >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq gcc libc6-dev; } || \
-	  { echo "the tests need gcc; on Debian or Ubuntu: apt-get install gcc libc6-dev" >&2; exit 1; }
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,dev]'
+	@command -v gcc >/dev/null && command -v redis-server >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq gcc libc6-dev redis-server; } || \
+	  { echo "the tests need gcc and redis-server; on Debian or Ubuntu: apt-get install gcc libc6-dev redis-server" >&2; exit 1; }
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,s3,daemons,dev]'
 	@touch $@
 
 $(VENV)/.stamp-bench: $(VENV)/.stamp-train
-	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,bench]'
+	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,s3,daemons,bench]'
 	@touch $@

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Protocol
 
+_STEADY = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Clock(Protocol):
     """What tells the time."""
@@ -20,6 +22,15 @@ class SystemClock:
     def now_us(self) -> int:
         """Return microseconds since the Unix epoch, UTC."""
         return time.time_ns() // 1000
+
+
+def steady_s() -> float:
+    """Return seconds on a clock that never goes back and counts while the machine is suspended.
+
+    Leases run on it. ``time.monotonic`` stands still during a suspension, so that whoever wakes from one would not
+    notice that its lease is over.
+    """
+    return time.clock_gettime(_STEADY)
 
 
 class ManualClock:

@@ -18,14 +18,27 @@ Belongs here: exception classes with their stable code and hint. Does not belong
     │   ├── LogUnavailable (ConnectionError)
     │   ├── LogFull (OSError)
     │   ├── DurabilityTooLow (ValueError)
-    │   └── RecorderStopped (RuntimeError)
+    │   ├── RecorderStopped (RuntimeError)
+    │   ├── LeaseLost (RuntimeError)
+    │   ├── HistoryUnsealed (ValueError)
+    │   ├── ProofFailed (ValueError)
+    │   ├── SpoolDamaged (ValueError)
+    │   └── SpoolRefused
+    ├── BusError                             E-BUS-*
+    │   ├── BusConnectionError (ConnectionError)
+    │   ├── PublishError
+    │   └── ConsumptionError
+    ├── HandlerError (RuntimeError)          E-HND-*
     ├── SchemaError (ValueError)             E-SCH-*
     │   ├── UnknownEventType (LookupError)
     │   ├── UpcastMissing (LookupError)
     │   └── EventTooLarge
     ├── ArtifactError                        E-ART-*
     │   ├── ArtifactMissing (LookupError)
-    │   └── ArtifactDamaged (ValueError)
+    │   ├── ArtifactDamaged (ValueError)
+    │   ├── ArtifactConflict (ValueError)
+    │   ├── SignatureInvalid (ValueError)
+    │   └── ArtifactStoreUnavailable (ConnectionError)
     ├── BlueprintError (ValueError)          E-BP-*
     │   ├── BlueprintInvalid
     │   └── KernelRefused
@@ -49,6 +62,7 @@ Belongs here: exception classes with their stable code and hint. Does not belong
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, ClassVar
 
 
@@ -181,6 +195,89 @@ class RecorderStopped(LogError, RuntimeError):
     code = "E-LOG-008"
 
 
+class LeaseLost(LogError, RuntimeError):
+    """A lease was taken over by another owner, or could not be renewed in time.
+
+    Attributes:
+        name: Name of the lease.
+        owner: Who holds it now; empty if nobody is known to.
+    """
+
+    code = "E-LOG-009"
+    hint = "what was done under the lease is not committed; its new owner does it again"
+    name: str
+    owner: str
+
+
+class HistoryUnsealed(LogError, ValueError):
+    """History can be trimmed only where it is sealed, read back and verified."""
+
+    code = "E-LOG-010"
+
+
+class ProofFailed(LogError, ValueError):
+    """A proof, a checkpoint or a segment does not hold against the log."""
+
+    code = "E-LOG-011"
+
+
+class SpoolDamaged(LogError, ValueError):
+    """A spool file's bytes are not what was written.
+
+    Attributes:
+        path: The file.
+        offset: Where in the file, in bytes.
+        reason: What was found there.
+    """
+
+    code = "E-LOG-012"
+    hint = "what stands before that byte is delivered; move the file out of the spool folder to go on without the rest"
+    path: Path
+    offset: int
+    reason: str
+
+
+class SpoolRefused(LogError):
+    """The log does not take what a spool file holds.
+
+    Attributes:
+        path: The file, which is kept.
+    """
+
+    code = "E-LOG-013"
+    path: Path
+
+
+class BusError(EsperError):
+    """The message bus cannot do what it was asked."""
+
+    code = "E-BUS-001"
+
+
+class BusConnectionError(BusError, ConnectionError):
+    """The bus cannot be reached; exported as ``esper.oona.ConnectionError``."""
+
+    code = "E-BUS-002"
+
+
+class PublishError(BusError):
+    """A message could not be published."""
+
+    code = "E-BUS-003"
+
+
+class ConsumptionError(BusError):
+    """Messages could not be consumed."""
+
+    code = "E-BUS-004"
+
+
+class HandlerError(EsperError, RuntimeError):
+    """A handler cannot run."""
+
+    code = "E-HND-001"
+
+
 class SchemaError(EsperError, ValueError):
     """A fact does not have the form its type demands."""
 
@@ -221,6 +318,25 @@ class ArtifactDamaged(ArtifactError, ValueError):
     """An artifact's bytes do not have the digest they are stored under."""
 
     code = "E-ART-003"
+
+
+class ArtifactConflict(ArtifactError, ValueError):
+    """Another object stands under a name that is written once."""
+
+    code = "E-ART-004"
+
+
+class SignatureInvalid(ArtifactError, ValueError):
+    """A signature is missing, is not of a trusted key, or does not fit what was signed."""
+
+    code = "E-ART-005"
+
+
+class ArtifactStoreUnavailable(ArtifactError, ConnectionError):
+    """The artifact store cannot be reached, or does not answer in time."""
+
+    code = "E-ART-006"
+    hint = "nothing was lost; try again when it answers"
 
 
 class BlueprintError(EsperError, ValueError):

@@ -1,8 +1,8 @@
 """Messages for people and machines about what the process is doing, on stderr.
 
-Belongs here: how they are formed, what is bound to each of them (run and trace ids) and that secrets never reach them.
-Does not belong here: facts, which go to the log of events (``esper.oona``). Nothing is ever learned from a message that
-is not also a fact.
+Belongs here: how they are formed, what is bound to each of them (run, trace, handler, ...) and that secrets never reach
+them. Does not belong here: facts, which go to the log of events (``esper.oona``). Nothing is ever learned from a
+message that is not also a fact.
 """
 
 from __future__ import annotations
@@ -71,10 +71,25 @@ def get_logger(part: str) -> FilteringBoundLogger:
 
 
 @contextmanager
-def bound(*, run_id: str | None = None, trace_id: str | None = None) -> Iterator[None]:
-    """Bind run and trace ids to every message written inside the ``with`` block, in this thread or task."""
-    ids = {name: value for name, value in (("run_id", run_id), ("trace_id", trace_id)) if value is not None}
-    with structlog.contextvars.bound_contextvars(**ids):
+def bound(
+    *,
+    run_id: str | None = None,
+    trace_id: str | None = None,
+    handler: str | None = None,
+    member: str | None = None,
+    position: int | None = None,
+) -> Iterator[None]:
+    """Bind what is given to every message written inside the ``with`` block, in this thread or task.
+
+    Args:
+        run_id: Training run that is worked on.
+        trace_id: Trace of the command or event that set the work off.
+        handler: Handler that this process runs.
+        member: Name of this process among those of the handler.
+        position: Position of the event that is handled.
+    """
+    given = {"run_id": run_id, "trace_id": trace_id, "handler": handler, "member": member, "position": position}
+    with structlog.contextvars.bound_contextvars(**{key: value for key, value in given.items() if value is not None}):
         yield
 
 

@@ -19,6 +19,7 @@ class TopicNames(StrEnum):
     TRAINING_RUNS = "training.runs"
     CONTROL_DECISIONS = "control.decisions"
     OPERATOR_ACTIONS = "operator.actions"
+    OONA_DEAD = "oona.dead"
 
 
 class KernelStatus(StrEnum):

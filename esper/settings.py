@@ -15,9 +15,9 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import AfterValidator, Field, PrivateAttr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -36,6 +36,7 @@ _PREFIX = "ESPER_"
 #: Names the file that is read, so it cannot stand in that file.
 _FILE_VARIABLE = "ESPER_CONFIG"
 _DERIVED = "derived from home"
+_File = Annotated[Path, AfterValidator(Path.expanduser)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,31 @@ class Settings(BaseSettings):
     log: str = Field(default="", description="URL of the log; `sqlite:///<home>/log.db` unless set.")
     db: str = Field(default="", description="URL of the tables; `sqlite:///<home>/tables.db` unless set.")
     artifacts: str = Field(default="", description="URL of the artifact store; `file:///<home>/artifacts` unless set.")
+    archive: str = Field(
+        default="", description="URL of the archive of sealed history; `file:///<home>/archive` unless set."
+    )
+    signing_key: _File = Field(
+        default=Path(".esper/keys/signing.pem"),
+        description="Private key that signs; `<home>/keys/signing.pem` unless set.",
+    )
+    trusted_keys: _File = Field(
+        default=Path(".esper/keys"),
+        description="Public keys that are trusted besides your own: a folder of `*.pub` files or a file with a key a "
+        "line; `<home>/keys` unless set.",
+    )
+    spool: _File = Field(
+        default=Path(".esper/spool"),
+        description="Folder where facts wait while a log on a server is away; `<home>/spool` unless set.",
+    )
+    spool_bytes: int = Field(
+        default=256 << 20, ge=1 << 20, description="Most bytes of facts that wait there before training waits."
+    )
+    seal_events: int = Field(
+        default=65_536, ge=1, description="The handler `sealer` seals once so many events are not sealed."
+    )
+    seal_seconds: float = Field(
+        default=600.0, gt=0, description="It also seals once the oldest event that is not sealed is so old."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="warning", description="Least level of the messages written to stderr."
     )
@@ -141,9 +167,9 @@ def load_settings(flags: Mapping[str, object] | None = None, *, config_file: Pat
         raise ConfigError(f"setting home (from {origins['home']}): a path is a text, not {home!r}")
     home = Path(home).expanduser().resolve()
     values["home"] = home
-    for name, url in _derived(home).items():
+    for name, place in _derived(home).items():
         if not values.get(name):
-            values[name] = url
+            values[name] = place
             origins[name] = _DERIVED
     settings = _validated(values, origins)
     settings._origins = origins  # noqa: SLF001 - the model's own module fills it in
@@ -155,11 +181,15 @@ def setting_names() -> list[str]:
     return list(Settings.model_fields)
 
 
-def _derived(home: Path) -> dict[str, str]:
+def _derived(home: Path) -> dict[str, str | Path]:
     return {
         "log": f"sqlite:///{home / 'log.db'}",
         "db": f"sqlite:///{home / 'tables.db'}",
         "artifacts": f"file:///{home / 'artifacts'}",
+        "archive": f"file:///{home / 'archive'}",
+        "spool": home / "spool",
+        "signing_key": home / "keys" / "signing.pem",
+        "trusted_keys": home / "keys",
     }
 
 

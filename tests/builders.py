@@ -29,6 +29,7 @@ from esper.events.decision import (
     Schedule,
     SiteObservation,
 )
+from esper.events.handler import BacklogHandled, EventParked, EventRetried, EventSkipped
 from esper.events.kernel import (
     CompilationFailed,
     KernelCharacterized,
@@ -37,7 +38,8 @@ from esper.events.kernel import (
     KernelValidated,
 )
 from esper.events.lifecycle import SeedState, Trigger, edge
-from esper.events.operator import NoteAdded
+from esper.events.message import MessagePublished
+from esper.events.operator import LogRestored, NoteAdded
 from esper.events.run import (
     CheckpointSaved,
     EpochCompleted,
@@ -735,6 +737,43 @@ def append(log: EventLog, facts: Iterable[Fact], *, batch: int = 512) -> int:
     return count
 
 
+def troubles() -> list[Fact]:
+    """Return facts of handlers that gave up on events, of what people did about it, and of a restored log."""
+
+    def parked(position: int, parking: int) -> EventParked:
+        return EventParked(
+            handler="mirror",
+            position=position,
+            event_id=derived_id("event", position),
+            event_type="NoteAdded",
+            event_stream="operator/run-0001",
+            event_version=position,
+            parking=parking,
+            attempts=5,
+            member="host-1",
+            cause="ValueError",
+            message="no such run",
+            traceback_digest=digest("traceback", position) if parking == 1 else None,
+        )
+
+    about = {"handler": "mirror", "actor": "operator:ada", "reason": "looked at it"}
+    return [
+        parked(3, 1),
+        parked(4, 1),
+        EventRetried(position=3, parking=1, **about),
+        parked(3, 2),
+        EventSkipped(position=4, parking=1, **about),
+        EventRetried(position=3, parking=2, **about),
+        BacklogHandled(handler="mirror", position=4, parking=1, through=9),
+        BacklogHandled(handler="mirror", position=3, parking=2, through=11),
+        parked(7, 1),
+        MessagePublished(topic="a.topic", message_id="m-1", trace="t-1", published_at=1, payload={"loss": math.nan}),
+        LogRestored(
+            namespace="main", generation=2, through=12, chain=digest("chain"), actor="operator:ada", reason="disk lost"
+        ),
+    ]
+
+
 def realistic(*, scale: int = 1) -> list[Fact]:
     """Return a library and runs with every turn of life: kills, rollbacks, a fault, a pause, failure, death."""
     facts = library()
@@ -748,4 +787,5 @@ def realistic(*, scale: int = 1) -> list[Fact]:
     facts += history("run-0004", steps=steps // 2, seed=4, pause_at=24, end="failed")
     facts += history("run-0005", steps=40, seed=6, kills=(60,), rollbacks=(33,), end="running")
     facts += history("run-0006", steps=30, sites=2, seed=5, kills=(7,))
+    facts += troubles()
     return facts

@@ -49,8 +49,9 @@ _KEYS = {
     "adaptations": "run_id decision attempt",
     "field_reports": "position",
     "operator_actions": "position",
+    "parked_events": "handler position valid_from",
 }
-_NUMBERING = {"run_id", "attempt", "ordinal", "step", "position", "type", "recorded_at", "sender_id", "trace_id"}
+_NUMBERING = {"at", "run_id", "attempt", "ordinal", "step", "position", "type", "recorded_at", "sender_id", "trace_id"}
 
 
 class Raw:
@@ -70,8 +71,10 @@ class Raw:
         self.by_type: dict[str, list[Row]] = defaultdict(list)
         for position, kind, recorded_at, sender_id, trace_id, payload in records:
             event = {
-                **msgspec.msgpack.decode(payload),
+                # A handler's facts have a position of their own: that of the event they are about.
                 "position": position,
+                **msgspec.msgpack.decode(payload),
+                "at": position,
                 "type": kind,
                 "recorded_at": recorded_at,
                 "sender_id": sender_id,
@@ -89,7 +92,7 @@ class Raw:
     def of(self, *kinds: str) -> list[Row]:
         """Return the records of some types in order."""
         found = [event for kind in kinds for event in self.by_type[kind]]
-        return sorted(found, key=lambda event: event["position"])
+        return sorted(found, key=lambda event: event["at"])
 
     def superseded(self, run_id: str, step: int, attempt: int) -> int | None:
         """Return where the log first says that a later attempt begins before a step."""
@@ -194,7 +197,43 @@ def _kernel_offers(raw: Raw) -> list[Row]:
 
 
 def _operator_actions(raw: Raw) -> list[Row]:
-    return [_pick(event, "run_id position recorded_at type actor text") for event in raw.of("NoteAdded")]
+    told = {
+        "NoteAdded": ("operator/{run_id}", "text"),
+        "LogRestored": ("log/{namespace}", "reason"),
+        "EventRetried": ("handler/{handler}", "reason"),
+        "EventSkipped": ("handler/{handler}", "reason"),
+    }
+    found = []
+    for event in raw.of(*told):
+        subject, text = told[event["type"]]
+        row = _pick(event, "recorded_at type actor", subject=subject.format(**event), text=event[text])
+        found.append(row | {"run_id": event.get("run_id"), "position": event["at"]})
+    return found
+
+
+def _parked_events(raw: Raw) -> list[Row]:
+    """One row per version: a parking begins one, and each later fact about the same event the next."""
+    versions: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for event in raw.of("EventParked", "EventRetried", "EventSkipped", "BacklogHandled"):
+        history = versions[event["handler"], event["position"]]
+        at = event["at"]
+        if history:
+            history[-1]["valid_to"] = at
+        if event["type"] == "EventParked":
+            names = "handler position event_type event_id event_stream event_version parking attempts"
+            names += " member cause message"
+            row = _pick(event, names, traceback_digest=event["traceback_digest"], parked_at=event["recorded_at"])
+            row |= {"state": "parked", "actor": None, "reason": None, "through": None}
+        else:
+            row = dict(history[-1])
+            if event["type"] == "BacklogHandled":
+                row |= {"through": event["through"]}
+                row |= {"state": "handled"} if row["state"] == "retrying" else {}
+            else:
+                state = "retrying" if event["type"] == "EventRetried" else "skipped"
+                row |= {"state": state, "actor": event["actor"], "reason": event["reason"]}
+        history.append(row | {"valid_from": at, "valid_to": None})
+    return [row for history in versions.values() for row in history]
 
 
 def _field_reports(raw: Raw) -> list[Row]:
@@ -499,6 +538,7 @@ MODEL: dict[str, Callable[[Raw], list[Row]]] = {
     "adaptations": _adaptations,
     "field_reports": _field_reports,
     "operator_actions": _operator_actions,
+    "parked_events": _parked_events,
 }
 
 

@@ -21,8 +21,9 @@ class FactInfo(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     #: Current schema number, from 1.
     schema: int
-    topic: TopicNames
-    #: Kind of stream the type lives in: run, decision, operator or blueprint.
+    #: None where each fact names its own: a published message.
+    topic: TopicNames | None
+    #: Kind of stream the type lives in: run, decision, operator, blueprint, handler, message or log.
     stream: str
     #: Name of the field that completes the stream's name.
     key: str
@@ -42,18 +43,24 @@ class Fact(msgspec.Struct, frozen=True, kw_only=True):
         """Return the stream this fact belongs to, e.g. ``run/run-0192``."""
         return f"{self.info.stream}/{getattr(self, self.info.key)}"
 
+    @property
+    def topic_name(self) -> str:
+        """Return the topic this fact is appended to."""
+        topic = self.info.topic
+        return str(getattr(self, "topic")) if topic is None else topic.value  # noqa: B009 - only some types have it
+
 
 F = TypeVar("F", bound=type[Fact])
 
 
 def fact(
-    topic: TopicNames, *, stream: str, key: str, schema: int = 1, volatile: tuple[str, ...] = ()
+    topic: TopicNames | None, *, stream: str, key: str, schema: int = 1, volatile: tuple[str, ...] = ()
 ) -> Callable[[F], F]:
     """Name a Fact subclass's topic, stream and schema.
 
     Args:
-        topic: The one topic of the type.
-        stream: Kind of stream: ``run``, ``decision``, ``operator`` or ``blueprint``.
+        topic: The one topic of the type; None where its field ``topic`` names it.
+        stream: Kind of stream, e.g. ``run``.
         key: Field whose value completes the stream's name.
         schema: Current schema number.
         volatile: Fields left out when two facts are compared for identity.

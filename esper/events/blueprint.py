@@ -27,7 +27,8 @@ class BlueprintSubmitted(Fact, frozen=True, kw_only=True):
 class BlueprintRejected(Fact, frozen=True, kw_only=True):
     """A blueprint broke a static rule."""
 
-    #: SHA-256 of the submitted bytes, since what is unsound has no canonical hash.
+    #: SHA-256 of the submitted bytes, since what is unsound has no canonical hash; the id it was submitted under where
+    #: a handler rejects what stands in the log as submitted.
     blueprint_id: str
     name: str | None
     #: One line per broken rule: path, rule, what to do.

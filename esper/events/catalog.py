@@ -18,6 +18,7 @@ from esper.events import lifecycle
 from esper.events.base import Fact
 from esper.events.lifecycle import SeedState
 from esper.events.registry import FACT_TYPES, FAMILIES
+from esper.names import TopicNames
 
 _HEADER = "<!-- Generated from the code by docs/generate.py. Do not edit. -->"
 
@@ -152,7 +153,7 @@ def _index() -> Iterator[str]:
             (
                 f"[{cls.__name__}](#{cls.__name__.lower()})",
                 cls.info.family,
-                f"`{cls.info.topic}`",
+                _topic(cls.info.topic),
                 f"`{cls.info.stream}/<{cls.info.key}>`",
                 str(cls.info.schema),
             )
@@ -176,7 +177,7 @@ def _family(module: ModuleType, part_names: list[str]) -> Iterator[str]:
         yield ""
         volatile = ", ".join(f"`{name}`" for name in info.volatile) or "none"
         yield (
-            f"Topic `{info.topic}`, stream `{info.stream}/<{info.key}>`, schema {info.schema},"
+            f"Topic {_topic(info.topic)}, stream `{info.stream}/<{info.key}>`, schema {info.schema},"
             f" volatile fields: {volatile}."
         )
         yield ""
@@ -269,6 +270,10 @@ def _drawing() -> Iterator[str]:
 
 def _value(default: str | None) -> str:
     return str(ast.literal_eval(default)) if default is not None else ""
+
+
+def _topic(topic: TopicNames | None) -> str:
+    return "named by `topic`" if topic is None else f"`{topic}`"
 
 
 def _mark(there: bool) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from types import ModuleType
 
 from esper.errors import UnknownEventType
-from esper.events import blueprint, decision, kernel, operator, run, seed
+from esper.events import blueprint, decision, handler, kernel, message, operator, run, seed
 from esper.events.base import Fact, FactInfo
 
-FAMILIES: tuple[ModuleType, ...] = (run, seed, blueprint, kernel, decision, operator)
+FAMILIES: tuple[ModuleType, ...] = (run, seed, blueprint, kernel, decision, operator, handler, message)
 
 
 def _collect() -> dict[str, type[Fact]]:

@@ -5,6 +5,7 @@ Belongs here: what every table of a shape has in common. Does not belong here: a
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Double, LargeBinary, MetaData, PrimaryKeyConstraint, Table, Text
@@ -54,10 +55,10 @@ def table(name: str, key: str, *columns: Column[Any], compact: bool = False) -> 
     return Table(name, metadata, *columns, PrimaryKeyConstraint(*key.split()), sqlite_with_rowid=not compact)
 
 
-def versioned(name: str, key: str, *columns: Column[Any]) -> Table:
-    """Define a mutable table: one row per version of a thing."""
+def versioned(name: str, key: str, *columns: Column[Any], numbers: Collection[str] = ()) -> Table:
+    """Define a mutable table: one row per version of a thing; the key's columns are text but for ``numbers``."""
     names = key.split()
-    keys = [text(part) for part in names]
+    keys = [integer(part) if part in numbers else text(part) for part in names]
     return table(name, f"{key} valid_from", *keys, integer("valid_from"), integer("valid_to", null=True), *columns)
 
 

@@ -317,15 +317,39 @@ field_reports = of_run(
 )
 Index("field_reports_of_blueprint", field_reports.c.blueprint_id)
 
+#: What people did; ``subject`` is the stream it was done to, ``run_id`` the run where it is one.
 operator_actions = table(
     "operator_actions",
-    "run_id position",
-    text("run_id"),
+    "position",
     integer("position"),
+    text("subject"),
+    text("run_id", null=True),
     integer("recorded_at"),
     text("type"),
     text("actor"),
     text("text"),
+)
+
+#: Events that a handler gave up on. ``state``: parked, retrying, handled or skipped.
+parked_events = versioned(
+    "parked_events",
+    "handler position",
+    text("state"),
+    text("event_type"),
+    raw("event_id"),
+    text("event_stream"),
+    integer("event_version"),
+    integer("parking"),
+    integer("attempts"),
+    text("member"),
+    text("cause"),
+    text("message"),
+    raw("traceback_digest", null=True),
+    integer("parked_at"),
+    text("actor", null=True),
+    text("reason", null=True),
+    integer("through", null=True),
+    numbers={"position"},
 )
 
 #: How far the tables follow each log; written in the transaction that writes the rows.

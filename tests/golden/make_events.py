@@ -84,7 +84,7 @@ def envelope(fact: Fact, payload: bytes) -> Envelope:
         event_id=derived_id("golden", fact.info.name),
         type=fact.info.name,
         schema=fact.info.schema,
-        topic=fact.info.topic,
+        topic=fact.topic_name,
         stream=fact.stream,
         version=3,
         sender_id="golden",

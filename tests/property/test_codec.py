@@ -123,7 +123,7 @@ def record_digest(fact: Fact, payload: bytes) -> bytes:
                 event_id=b"\x00" * 16,
                 type=fact.info.name,
                 schema=fact.info.schema,
-                topic=fact.info.topic,
+                topic=fact.topic_name,
                 stream=fact.stream,
                 version=1,
                 sender_id="s",

@@ -12,6 +12,7 @@ from typing import Any
 from esper.events.envelope import Recorded
 from esper.projections.folds.blueprints import BlueprintFold
 from esper.projections.folds.decisions import DecisionFold
+from esper.projections.folds.handlers import HandlerFold
 from esper.projections.folds.operator import OperatorFold
 from esper.projections.folds.runs import RunFold
 from esper.projections.folds.seeds import SeedFold
@@ -33,6 +34,7 @@ def handlers(staging: Staging) -> dict[str, Handler]:
         BlueprintFold(staging),
         DecisionFold(staging),
         OperatorFold(staging),
+        HandlerFold(staging),
     ):
         for fact_class, handler in fold.handlers().items():
             found[fact_class.info.name] = handler

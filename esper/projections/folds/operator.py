@@ -7,7 +7,7 @@ from typing import Any
 
 from esper.events.base import Fact
 from esper.events.envelope import Recorded
-from esper.events.operator import NoteAdded
+from esper.events.operator import LogRestored, NoteAdded
 from esper.projections.staging import Staging
 
 
@@ -20,8 +20,17 @@ class OperatorFold:
 
     def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
-        return {NoteAdded: self.noted}
+        return {NoteAdded: self.noted, LogRestored: self.restored}
 
     def noted(self, envelope: Recorded, fact: NoteAdded) -> None:
         """Append a note."""
-        self._actions((fact.run_id, envelope.position, envelope.recorded_at, envelope.type, fact.actor, fact.text))
+        self._actions((*_act(envelope, fact), fact.actor, fact.text))
+
+    def restored(self, envelope: Recorded, fact: LogRestored) -> None:
+        """Append that somebody made this log from sealed history."""
+        self._actions((*_act(envelope, fact), fact.actor, fact.reason))
+
+
+def _act(envelope: Recorded, fact: Fact) -> tuple[Any, ...]:
+    run_id = getattr(fact, "run_id", None)
+    return envelope.position, fact.stream, run_id, envelope.recorded_at, envelope.type
