@@ -17,6 +17,7 @@ from esper.errors import (
     ArtifactDamaged,
     ArtifactError,
     ArtifactMissing,
+    ArtifactStoreUnavailable,
     EnvironmentMismatch,
     NotReexecutable,
     ReplayDiverged,
@@ -44,7 +45,9 @@ from replay.history import History, Recorded, load_history, overlap_disagreement
 _DERIVED = ("task", "host", "policy", "seeds", "total_steps", "steps_per_epoch", "dataset_digest")
 
 #: A run that its store refused something failed for no reason of its own.
-_STORE_ERRORS = frozenset(cls.__name__ for cls in (ArtifactError, ArtifactMissing, ArtifactDamaged))
+_STORE_ERRORS = frozenset(
+    cls.__name__ for cls in (ArtifactError, ArtifactMissing, ArtifactDamaged, ArtifactStoreUnavailable)
+)
 
 
 class Verdict(NamedTuple):

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
+from esper.artifacts.content import ContentStore
 from esper.artifacts.local import LocalStore
 from esper.artifacts.memory import MemoryStore
+from esper.artifacts.objects import ObjectStore, open_objects
+from esper.artifacts.open import open_shelf
 from esper.artifacts.store import ArtifactStore
-from esper.errors import ConfigError
 
-__all__ = ["ArtifactStore", "LocalStore", "MemoryStore", "open_store"]
+__all__ = ["ArtifactStore", "LocalStore", "MemoryStore", "ObjectStore", "open_objects", "open_store"]
 
 
 def open_store(url: str) -> ArtifactStore:
     """Open the store a URL names.
 
     Args:
-        url: ``file:///path`` (three slashes and a relative path, or four and an absolute one) or ``memory://``.
+        url: ``file:///path`` (three slashes and a relative path, or four and an absolute one),
+            ``s3://bucket/prefix?endpoint_url=...&region=...`` or ``memory://``.
 
     Raises:
         ConfigError: The URL has another form.
         ArtifactError: The directory cannot be created.
+        ModuleNotFoundError: The URL is one of S3 and boto3 is not installed.
     """
-    if url == "memory://":
-        return MemoryStore()
-    scheme, separator, path = url.partition(":///")
-    if scheme != "file" or not separator or not path:
-        raise ConfigError(
-            f"{url!r} does not name an artifact store",
-            hint="use file:///relative/path, file:////absolute/path or memory://",
-        )
-    return LocalStore(path)
+    return ContentStore(open_shelf(url))

@@ -1,47 +1,59 @@
-"""Artifacts in memory: the real thing without durability."""
+"""Bytes in memory: the real thing without durability."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+import threading
 
-from esper.artifacts.store import checked, hex_of
-from esper.errors import ArtifactMissing
+from esper.artifacts.content import ContentStore
 
 
-class MemoryStore:
-    """Keeps artifacts in a dictionary; gone when the process ends."""
+class MemoryShelf:
+    """Keeps bytes in a dictionary; gone when the process ends."""
+
+    where = "memory"
 
     def __init__(self) -> None:
         """Start empty."""
-        self._kept: dict[bytes, bytes] = {}
+        self.kept: dict[str, bytes] = {}
+        self._lock = threading.Lock()
 
-    def put(self, data: bytes) -> bytes:
-        """Keep bytes and return their digest."""
-        digest = hashlib.sha256(data).digest()
-        self._kept.setdefault(digest, bytes(data))
-        return digest
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Keep bytes under a free name; see ``Shelf.put_new``."""
+        with self._lock:
+            if name in self.kept:
+                return False
+            self.kept[name] = bytes(data)
+            return True
 
-    def get(self, digest: bytes) -> bytes:
-        """Return the bytes of a digest, checked against it; see ``ArtifactStore.get``."""
-        return checked(digest, self._find(digest), "memory")
+    def replace(self, name: str, data: bytes) -> None:
+        """Keep bytes in place of what the name holds."""
+        self.kept[name] = bytes(data)
 
-    def has(self, digest: bytes) -> bool:
-        """Tell whether an artifact has this digest."""
-        hex_of(digest)
-        return digest in self._kept
+    def get(self, name: str) -> bytes | None:
+        """Return the bytes of a name, or None where it is free."""
+        return self.kept.get(name)
 
-    def size(self, digest: bytes) -> int:
-        """Return an artifact's size in bytes; see ``ArtifactStore.size``."""
-        return len(self._find(digest))
+    def beginning(self, name: str, length: int) -> bytes | None:
+        """Return the first bytes of a name, or None where it is free."""
+        data = self.kept.get(name)
+        return None if data is None else data[:length]
 
-    def digests(self) -> Iterator[bytes]:
-        """Yield the digest of every artifact, sorted."""
-        return iter(sorted(self._kept))
+    def size(self, name: str) -> int | None:
+        """Return how many bytes a name holds, or None where it is free."""
+        data = self.kept.get(name)
+        return None if data is None else len(data)
 
-    def _find(self, digest: bytes) -> bytes:
-        name = hex_of(digest)
-        try:
-            return self._kept[digest]
-        except KeyError:
-            raise ArtifactMissing(f"no artifact {name} in memory", digest=name) from None
+    def names(self, prefix: str = "") -> list[str]:
+        """Return every name that begins with a prefix, sorted."""
+        return sorted(name for name in list(self.kept) if name.startswith(prefix))
+
+    def close(self) -> None:
+        """Keep everything: a closed store in memory can be asked still."""
+
+
+class MemoryStore(ContentStore):
+    """Keeps artifacts in memory."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        super().__init__(MemoryShelf())

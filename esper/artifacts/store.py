@@ -44,8 +44,31 @@ class ArtifactStore(Protocol):
         """
         ...
 
-    def digests(self) -> Iterator[bytes]:
-        """Yield the digest of every artifact, sorted."""
+    def digests(self, beginning: str = "") -> Iterator[bytes]:
+        """Yield the digest of every artifact, sorted.
+
+        Args:
+            beginning: Only those whose hexadecimal digits begin so.
+        """
+        ...
+
+    def add_signature(self, digest: bytes, key_id: str, signature: bytes) -> bool:
+        """Keep a signature beside its artifact, and tell whether it is new there; it is written once.
+
+        Who calls this has checked the signature: see ``esper.artifacts.signatures``.
+
+        Raises:
+            ArtifactConflict: Another signature of this key is kept; it is left as it is.
+            ArtifactError: It cannot be stored.
+        """
+        ...
+
+    def signatures(self, digest: bytes) -> dict[str, bytes]:
+        """Return the signatures of an artifact by key id, as they were kept: nobody has checked them since."""
+        ...
+
+    def close(self) -> None:
+        """Give up connections; the store cannot be used afterwards."""
         ...
 
 

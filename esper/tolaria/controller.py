@@ -12,7 +12,7 @@ from typing import Any, cast
 import msgspec
 
 from esper.blueprints.kernel import Kernel, load_module
-from esper.errors import ArtifactError, GrowthError, KernelRefused
+from esper.errors import ArtifactError, ArtifactStoreUnavailable, GrowthError, KernelRefused
 from esper.events.decision import (
     Action,
     AdaptationCommanded,
@@ -170,6 +170,9 @@ class Controller:
                 self.growth.command(command, action.seed_id, step=step, decision=self._decision)
                 if command != "advance":
                     self.report(self.growth.seeds[action.seed_id], step)
+        except ArtifactStoreUnavailable:
+            # Another time the store answers, so a refusal could not be replayed: the run stops and can be resumed.
+            raise
         except (GrowthError, KernelRefused, ArtifactError) as error:
             return f"refused: {error.code} {error.message}"
         return None

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from power import Disk, Operation, build_shim, cuts, read_journal
+from faults.power import Disk, Operation, cuts, read_journal
+from faults.shims import build_shim
 
 from esper.errors import LogDamaged
 from esper.events import fact_of
@@ -102,7 +103,7 @@ class Recording:
     def failures(self, folder: Path, count: int, seed: int) -> Iterator[tuple[int, str]]:
         """Fail the power at many moments and yield those after which something is wrong, with what is."""
         draw = random.Random(seed)
-        disk, done = Disk(), 0
+        disk, done = Disk(folder / "watched"), 0
         for number, cut in enumerate(cuts(self.operations, count, draw)):
             for operation in self.operations[done:cut]:
                 disk.do(operation)
@@ -126,7 +127,7 @@ def _is_ack(operation: Operation) -> bool:
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_shim(tmp_path_factory.mktemp("shim"))
+    return build_shim("power_journal", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("options", [[], ["checkpoints"]], ids=["plain", "many checkpoints"])

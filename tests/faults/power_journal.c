@@ -3,12 +3,16 @@
  *
  * POWER_WATCH is the directory (absolute, without a trailing slash), POWER_JOURNAL the file to note to. A record is:
  * kind (1 byte), offset (8), length of data (4), length of path (2), path, data; numbers are little endian. Kinds:
- * c created, w written, t truncated to offset, s forced, d directory forced, u unlinked, r renamed (data: new path).
- * A call and its record happen under one lock, so the journal's order is the order of the calls.
+ * c created, w written, t truncated to offset, s forced, d directory forced, u unlinked, r renamed and l linked (both
+ * with the new path as data). A call and its record happen under one lock, so the journal's order is the order of the
+ * calls. Files written through stdio are not seen until they are forced; then they are noted whole.
+ *
+ * POWER_SLOW is a file: while it is there, each force takes as many milliseconds longer as it says.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -26,8 +30,13 @@ static char *paths[FDS];
 static int journal = -1;
 static const char *watch;
 
+static void take_lock(void) { pthread_mutex_lock(&lock); }
+static void give_lock(void) { pthread_mutex_unlock(&lock); }
+
 __attribute__((constructor)) static void begin(void) {
-    watch = getenv("POWER_WATCH");
+    pthread_atfork(take_lock, give_lock, give_lock);
+    /* A copy: redis-server writes its title over the environment it was given. */
+    watch = getenv("POWER_WATCH") ? strdup(getenv("POWER_WATCH")) : NULL;
     const char *place = getenv("POWER_JOURNAL");
     if (watch && place) journal = REAL(open)(place, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 }
@@ -37,6 +46,18 @@ static int watched(const char *path) {
     if (journal < 0 || !length || strncmp(path, watch, length)) return 0;
     if (path[length] != '/' && path[length] != 0) return 0;
     return end < 4 || strcmp(path + end - 4, "-shm"); /* shared memory is never forced and never trusted */
+}
+
+/* The absolute form of a path, in one of two buffers (a rename has two paths); called under the lock. */
+static const char *absolute(const char *path) {
+    static char buffers[2][2 * PATH_MAX];
+    static int turn;
+    if (!path || *path == '/') return path;
+    char *place = buffers[turn = !turn];
+    if (!getcwd(place, PATH_MAX)) return path;
+    size_t length = strlen(place);
+    snprintf(place + length, PATH_MAX, "/%s", path);
+    return place;
 }
 
 static void note(char kind, const char *path, uint64_t offset, const void *data, uint32_t length) {
@@ -67,6 +88,7 @@ static int opened(int fd, const char *path, int existed) {
 static int do_open(__typeof__(&open) real, const char *path, int flags, mode_t mode) {
     struct stat found;
     pthread_mutex_lock(&lock);
+    path = absolute(path);
     int existed = stat(path, &found) == 0;
     int fd = opened(real(path, flags, mode), path, existed);
     if (fd >= 0 && existed && (flags & O_TRUNC) && watched(path)) note('t', path, 0, NULL, 0);
@@ -129,12 +151,45 @@ ssize_t write(int fd, const void *data, size_t length) {
 TRUNCATE(ftruncate, off_t)
 TRUNCATE(ftruncate64, off64_t)
 
+static void dally(void) {
+    const char *place = getenv("POWER_SLOW");
+    char text[16] = "";
+    int fd = place ? REAL(open)(place, O_RDONLY | O_CLOEXEC) : -1;
+    if (fd < 0) return;
+    if (read(fd, text, sizeof text - 1) > 0) usleep((useconds_t)atoi(text) * 1000);
+    REAL(close)(fd);
+}
+
+/* Notes a file that was forced but opened through stdio: created, written, forced. */
+static void note_whole(int fd) {
+    char link[64], path[PATH_MAX];
+    struct stat found;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length <= 0) return;
+    path[length] = 0;
+    int copy = watched(path) ? REAL(open)(path, O_RDONLY | O_CLOEXEC) : -1;
+    if (copy < 0) return;
+    if (!fstat(copy, &found) && S_ISREG(found.st_mode)) {
+        char *data = malloc((size_t)found.st_size + 1);
+        ssize_t got = pread(copy, data, (size_t)found.st_size, 0);
+        note('c', path, 0, NULL, 0);
+        if (got > 0) note('w', path, 0, data, (uint32_t)got);
+        note('s', path, 0, NULL, 0);
+        free(data);
+    }
+    REAL(close)(copy);
+}
+
 #define SYNC(name)                                                          \
     int name(int fd) {                                                      \
         struct stat kind;                                                   \
+        dally();                                                            \
         pthread_mutex_lock(&lock);                                          \
         int done = REAL(name)(fd);                                          \
-        if (!done && path_of(fd) && !fstat(fd, &kind))                      \
+        if (!done && !path_of(fd))                                          \
+            note_whole(fd);                                                 \
+        else if (!done && !fstat(fd, &kind))                                \
             note(S_ISDIR(kind.st_mode) ? 'd' : 's', path_of(fd), 0, NULL, 0); \
         pthread_mutex_unlock(&lock);                                        \
         return done;                                                        \
@@ -145,6 +200,7 @@ SYNC(fdatasync)
 int unlink(const char *path) {
     pthread_mutex_lock(&lock);
     int done = REAL(unlink)(path);
+    path = absolute(path);
     if (!done && watched(path)) note('u', path, 0, NULL, 0);
     pthread_mutex_unlock(&lock);
     return done;
@@ -153,7 +209,19 @@ int unlink(const char *path) {
 int rename(const char *from, const char *to) {
     pthread_mutex_lock(&lock);
     int done = REAL(rename)(from, to);
+    from = absolute(from);
+    to = absolute(to);
     if (!done && watched(from)) note('r', from, 0, to, (uint32_t)strlen(to));
+    pthread_mutex_unlock(&lock);
+    return done;
+}
+
+int link(const char *from, const char *to) {
+    pthread_mutex_lock(&lock);
+    int done = REAL(link)(from, to);
+    from = absolute(from);
+    to = absolute(to);
+    if (!done && watched(from)) note('l', from, 0, to, (uint32_t)strlen(to));
     pthread_mutex_unlock(&lock);
     return done;
 }

@@ -1,14 +1,14 @@
 """What a disk holds after the power fails: files rebuilt from the journal that ``power_journal.c`` notes.
 
 A write counts for sure once its file was forced after it, a name once its directory was. Until then each 512-byte
-sector, truncation and name may or may not have reached the disk; a draw decides, or nothing is let through.
+sector, truncation and name may or may not have reached the disk; a draw decides, or nothing is let through. Processes
+that share a journal share its order, so that a receipt written down in one stands behind what another forced for it.
 """
 
 from __future__ import annotations
 
 import random
 import struct
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,27 +25,6 @@ class Operation(NamedTuple):
     path: str
     offset: int
     data: bytes
-
-
-def build_shim(folder: Path) -> Path:
-    """Compile the journal library and return its path."""
-    source = Path(__file__).with_name("power_journal.c")
-    library = folder / "power_journal.so"
-    command = [
-        "gcc",
-        "-shared",
-        "-fPIC",
-        "-O1",
-        "-Wall",
-        "-Werror",
-        "-o",
-        str(library),
-        str(source),
-        "-ldl",
-        "-lpthread",
-    ]
-    subprocess.run(command, check=True)
-    return library
 
 
 def read_journal(path: Path) -> list[Operation]:
@@ -109,10 +88,15 @@ def _apply(content: bytearray, operation: Operation) -> None:
 
 
 class Disk:
-    """Files of one directory as a process changes them."""
+    """Files of one folder as processes change them; its subfolders count as there from the start."""
 
-    def __init__(self) -> None:
-        """Begin with an empty directory."""
+    def __init__(self, root: Path) -> None:
+        """Begin with an empty folder.
+
+        Args:
+            root: The folder, as the journal names it.
+        """
+        self._root = root
         self._now: dict[str, _File] = {}
         self._forced: dict[str, _File] = {}
 
@@ -120,11 +104,14 @@ class Disk:
         """Take in the next operation."""
         kind, path = operation.kind, operation.path
         if kind == "d":
-            self._forced = dict(self._now)
+            self._forced = {**_outside(path, self._forced), **_inside(path, self._now)}
         elif kind == "u":
-            del self._now[path]
+            self._now.pop(path, None)
         elif kind == "r":
-            self._now[operation.data.decode()] = self._now.pop(path)
+            # A file the journal has not seen was written by the C library and never forced: nothing of it is sure.
+            self._now[operation.data.decode()] = self._now.pop(path, _File())
+        elif kind == "l":
+            self._now[operation.data.decode()] = self._now[path]
         elif kind == "c":
             self._now[path] = _File()
         elif kind == "s":
@@ -147,7 +134,17 @@ class Disk:
                     if path in self._now:
                         names[path] = self._now[path]
         for path, file in names.items():
-            (folder / Path(path).name).write_bytes(file.image(draw))
+            place = folder / Path(path).relative_to(self._root)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.image(draw))
+
+
+def _inside(folder: str, files: dict[str, _File]) -> dict[str, _File]:
+    return {path: file for path, file in files.items() if path.rpartition("/")[0] == folder}
+
+
+def _outside(folder: str, files: dict[str, _File]) -> dict[str, _File]:
+    return {path: file for path, file in files.items() if path.rpartition("/")[0] != folder}
 
 
 def cuts(operations: Sequence[Operation], count: int, draw: random.Random) -> list[int]:
