@@ -7,13 +7,17 @@ import sys
 
 #: Id -> module. Each runs in a process of its own, so that none warms or crowds another.
 QUICK = {
+    "P1": "p1_redis_append",
     "P2": "p2_append",
     "P3": "p3_rebuild",
     "P4": "p4_read",
+    "P4r": "p4_redis_read",
     "P5": "p5_step",
     "P6": "p6_dormant",
     "P8": "p8_replay",
     "P11": "p11_help",
+    "memory": "memory_redis",
+    "SEAL": "seal_rate",
 }
 
 

@@ -14,7 +14,7 @@ from benchmarks.measure import interleave, report, scratch
 from benchmarks.p2_append import BATCH, STREAM, events
 from esper.events import fact_of
 from esper.oona import SqliteLog, iterate
-from esper.oona.sqlite_walk import ENVELOPE_COLUMNS
+from esper.oona.sqlite.walk import ENVELOPE_COLUMNS
 
 EVENTS = 60_000
 PAGE = 2000

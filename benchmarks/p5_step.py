@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.measure import interleave, report, scratch, summary
 from esper.events.run import TrainingStepCompleted
 from esper.oona import open_log
-from esper.oona.recorder import Recorder
+from esper.oona.recording.recorder import Recorder
 from esper.tolaria.sink import RecordingSink
 
 STEPS = 1000

@@ -51,6 +51,10 @@ class AsyncLog:
         """Return position and chain value of the last record."""
         return await asyncio.to_thread(self._log.head)
 
+    async def end(self) -> int:
+        """Return the position of the last record."""
+        return await asyncio.to_thread(self._log.end)
+
     async def chain_at(self, position: int) -> bytes | None:
         """Return the chain value at a position (zeros at 0), or None past the end."""
         return await asyncio.to_thread(self._log.chain_at, position)

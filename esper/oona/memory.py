@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from esper.clock import Clock, SystemClock
 from esper.errors import LogUnavailable
 from esper.events.envelope import Envelope, Recorded
+from esper.oona.cells import MemoryCells
 from esper.oona.chain import GENESIS, ChainWalk
 from esper.oona.numbered import NumberedLog, Row, Tail, envelope_of
 from esper.oona.port import Head, LogReport, Progress
@@ -16,6 +17,8 @@ from esper.oona.port import Head, LogReport, Progress
 
 class MemoryLog(NumberedLog):
     """Keeps records in lists; gone when the process ends."""
+
+    adapter = "memory"
 
     def __init__(self, clock: Clock | None = None) -> None:
         """Start empty.
@@ -29,6 +32,7 @@ class MemoryLog(NumberedLog):
         self._chain: list[bytes] = []
         self._by_id: dict[bytes, Envelope] = {}
         self._by_stream: dict[str, list[Envelope]] = {}
+        self._cells = MemoryCells()
         self._closed = False
 
     @contextmanager
@@ -101,6 +105,16 @@ class MemoryLog(NumberedLog):
         """Return position and chain value of the last record."""
         with self._lock:
             return Head(len(self._records), self._chain[-1] if self._chain else GENESIS)
+
+    def end(self) -> int:
+        """Return the position of the last record."""
+        with self._lock:
+            return len(self._records)
+
+    @property
+    def cells(self) -> MemoryCells:
+        """Return the cells that handlers of this log coordinate with."""
+        return self._cells
 
     def chain_at(self, position: int) -> bytes | None:
         """Return the chain value at a position (zeros at 0), or None past the end."""

@@ -1,7 +1,7 @@
 """The core of a log that numbers its own records: one set of rules for every local adapter.
 
-Belongs here: checks of a batch, the version check, retries, numbering, digests and the chain. Does not belong here:
-how rows are kept, locked or made durable; adapters fill in those few methods.
+Belongs here: the version check, numbering, digests and the chain. Does not belong here: checks of a batch and retries
+(``batch``), and how rows are kept, locked or made durable; adapters fill in those few methods.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple, Self, TypeAlias
+from typing import ClassVar, NamedTuple, Self, TypeAlias
 
 from msgspec.structs import astuple
 
 from esper.clock import Clock
-from esper.errors import ConcurrencyConflict, EventIdReused, EventTooLarge, SchemaError
-from esper.events.codec import decode_payload, encode_fact, record_bytes, same_fact
+from esper.errors import EventIdReused
+from esper.events.codec import record_bytes
 from esper.events.envelope import Envelope, Event, Recorded
+from esper.oona.batch import Draft, conflict, draft, receipt_of_retry
+from esper.oona.cells import Cells
 from esper.oona.chain import ChainWalk
-from esper.oona.port import ANY, MAX_PAYLOAD_BYTES, Head, LogReport, Progress, Receipt
+from esper.oona.meter import AppendMeter
+from esper.oona.port import ANY, Head, LogReport, Progress, Receipt
 
 #: A record as stored: the thirteen fields of ``Envelope`` in declared order, then the chain value.
 Row: TypeAlias = tuple[
@@ -33,58 +36,6 @@ class Tail(NamedTuple):
     position: int
     chain: bytes
     recorded_at: int
-
-
-class Draft(NamedTuple):
-    """A fact that passed the checks and is encoded, but has no number yet."""
-
-    event: Event
-    type: str
-    schema: int
-    topic: str
-    payload: bytes
-
-
-def draft(batch: Sequence[Event], stream: str) -> list[Draft]:
-    """Check and encode a batch.
-
-    Raises:
-        SchemaError: The batch is empty, an id is not 16 bytes, or a fact belongs to another stream.
-        EventTooLarge: A payload is over the limit.
-        EventIdReused: An id stands twice in the batch.
-    """
-    if not batch:
-        raise SchemaError(f"an append to {stream} has no facts", hint="append one fact or more")
-    drafts = []
-    for event in batch:
-        fact, cause = event.fact, event.causation_id
-        info = fact.info
-        payload = encode_fact(fact)
-        if len(payload) > MAX_PAYLOAD_BYTES:
-            raise EventTooLarge(
-                f"{info.name} for {stream} has {len(payload)} bytes; the log takes {MAX_PAYLOAD_BYTES}",
-                hint="put the bytes in the artifact store and name their digest in the fact",
-            )
-        if fact.stream != stream:
-            raise SchemaError(f"{info.name} belongs to stream {fact.stream}, not {stream}")
-        if len(event.event_id) != 16:
-            raise SchemaError(f"the event_id of {info.name} has {len(event.event_id)} bytes, not 16")
-        if cause is not None and len(cause) != 16:
-            raise SchemaError(f"the causation_id of {info.name} has {len(cause)} bytes, not 16")
-        drafts.append(Draft(event, info.name, info.schema, info.topic.value, payload))
-    _check_distinct(drafts)
-    return drafts
-
-
-def _check_distinct(drafts: list[Draft]) -> None:
-    seen = {item.event.event_id for item in drafts}
-    if len(seen) == len(drafts):
-        return
-    for item in drafts:
-        if item.event.event_id not in seen:
-            name = item.event.event_id.hex()
-            raise EventIdReused(f"event id {name} stands twice in one batch", event_id=name, position=0)
-        seen.discard(item.event.event_id)
 
 
 def number(drafts: Sequence[Draft], stream: str, version: int, tail: Tail, now_us: int) -> list[Row]:
@@ -138,12 +89,17 @@ def envelope_of(row: Row) -> Envelope:
 class NumberedLog(ABC):
     """A log that numbers its records itself; the base of the memory and SQLite adapters."""
 
+    #: Name of the log; ``main`` unless its URL gives another.
+    namespace: str = "main"
     #: Whether an append is on stable storage when it returns.
     fsynced: bool = False
+    #: Name of the adapter among the metrics.
+    adapter: ClassVar[str]
 
     def __init__(self, clock: Clock) -> None:
         """Take time from a clock."""
         self._clock = clock
+        self._meter = AppendMeter(self.adapter)
 
     def __enter__(self) -> Self:
         return self
@@ -153,21 +109,22 @@ class NumberedLog(ABC):
 
     def append(self, batch: Sequence[Event], *, stream: str, expected: int) -> Receipt:
         """Append a batch of facts to one stream, all or none; see ``EventLog.append``."""
-        drafts = draft(batch, stream)
+        with self._meter.measured():
+            receipt = self._append(draft(batch, stream), stream, expected)
+        self._meter.appended(len(batch), fsynced=receipt.fsynced)
+        return receipt
+
+    def _append(self, drafts: list[Draft], stream: str, expected: int) -> Receipt:
         with self._exclusive() as tail:
             current = self._version(stream)
             if expected in (ANY, current):
                 rows = number(drafts, stream, current, tail, self._clock.now_us())
                 if self._insert(rows):
                     return Receipt(tail.position + 1, rows[-1][0], rows[-1][6], self.fsynced, 0)
-            earlier = self._receipt_of_retry(drafts)
+            found = self._find([item.event.event_id for item in drafts])
+        earlier = receipt_of_retry(drafts, found, fsynced=self.fsynced)
         if earlier is None:
-            raise ConcurrencyConflict(
-                f"stream {stream} has version {current}, not {expected}",
-                stream=stream,
-                expected=expected,
-                current=current,
-            )
+            raise conflict(stream, expected, current)
         return earlier
 
     def restore(self, records: Iterable[Envelope]) -> int:
@@ -196,38 +153,6 @@ class NumberedLog(ABC):
                     position=rows[0][0],
                 )
             return len(rows)
-
-    def _receipt_of_retry(self, drafts: Sequence[Draft]) -> Receipt | None:
-        """Return the first receipt of a batch that is in the log, or None if nothing of it is.
-
-        Raises:
-            EventIdReused: Some ids are in the log and others not, or one stands for a different fact.
-        """
-        found = self._find([item.event.event_id for item in drafts])
-        if not found:
-            return None
-        for item in drafts:
-            stored = found.get(item.event.event_id)
-            if stored is None:
-                there = min(found.values(), key=lambda envelope: envelope.position)
-                raise EventIdReused(
-                    f"{len(found)} of the {len(drafts)} ids of this batch are in the log already, "
-                    f"the first at position {there.position}",
-                    hint="retry a batch as it was; do not add facts to it",
-                    event_id=there.event_id.hex(),
-                    position=there.position,
-                )
-            if not _same(stored, item):
-                raise EventIdReused(
-                    f"event id {stored.event_id.hex()} stands at position {stored.position} "
-                    f"for a different {stored.type}",
-                    hint="derive ids from the cause, so that different facts have different ids",
-                    event_id=stored.event_id.hex(),
-                    position=stored.position,
-                )
-        last = max(found.values(), key=lambda envelope: envelope.position)
-        first = min(envelope.position for envelope in found.values())
-        return Receipt(first, last.position, last.version, self.fsynced, 0)
 
     @abstractmethod
     def _exclusive(self) -> AbstractContextManager[Tail]:
@@ -277,6 +202,15 @@ class NumberedLog(ABC):
         """Return position and chain value of the last record."""
 
     @abstractmethod
+    def end(self) -> int:
+        """Return the position of the last record."""
+
+    @property
+    @abstractmethod
+    def cells(self) -> Cells:
+        """Return the cells that handlers of this log coordinate with."""
+
+    @abstractmethod
     def chain_at(self, position: int) -> bytes | None:
         """Return the chain value at a position (zeros at 0), or None past the end."""
 
@@ -291,11 +225,3 @@ class NumberedLog(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the log; closing twice is fine."""
-
-
-def _same(stored: Envelope, item: Draft) -> bool:
-    if stored.type != item.type:
-        return False
-    if stored.payload == item.payload:
-        return True
-    return same_fact(decode_payload(stored.type, stored.schema, stored.payload), item.event.fact)

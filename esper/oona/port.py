@@ -1,17 +1,18 @@
 """The port of the log: what every adapter does, and what it hands out.
 
 Belongs here: the ``EventLog`` protocol, its small answer structs and helpers that need nothing but the protocol.
-Does not belong here: how a log numbers and chains (``numbered``, ``chain``) or stores (``memory``, ``sqlite``).
+Does not belong here: how a log numbers and chains (``numbered``, ``chain``) or stores (``memory``, ``sqlite.log``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Protocol, Self
 
 import msgspec
 
 from esper.events.envelope import Envelope, Event, Recorded
+from esper.oona.cells import Cells
 
 #: ``expected`` value: append whatever version the stream has.
 ANY = -1
@@ -64,6 +65,16 @@ class EventLog(Protocol):
 
     Positions are gapless from 1; versions are gapless from 1 in each stream. Order comes from them alone.
     """
+
+    #: Name of the log; ``main`` unless its URL gives another.
+    namespace: str
+    #: Whether an append is on stable storage when it returns.
+    fsynced: bool
+
+    @property
+    def cells(self) -> Cells:
+        """Return the cells that handlers of this log coordinate with."""
+        ...
 
     def append(self, batch: Sequence[Event], *, stream: str, expected: int) -> Receipt:
         """Append a batch of facts to one stream, all or none.
@@ -128,6 +139,10 @@ class EventLog(Protocol):
         """Return position and chain value of the last record."""
         ...
 
+    def end(self) -> int:
+        """Return the position of the last record; cheaper than ``head`` where the chain must be computed."""
+        ...
+
     def chain_at(self, position: int) -> bytes | None:
         """Return the chain value at a position (zeros at 0), or None past the end."""
         ...
@@ -144,9 +159,27 @@ class EventLog(Protocol):
         """
         ...
 
+    def restore(self, records: Iterable[Envelope]) -> int:
+        """Copy records of another log to the end of this one, numbers and times as they are.
+
+        Args:
+            records: Records whose first follows this log's last.
+
+        Returns:
+            How many records were copied.
+
+        Raises:
+            LogDamaged: A record does not follow from the one before it; none of the records were written.
+        """
+        ...
+
     def close(self) -> None:
         """Release the log; closing twice is fine."""
         ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
 
 
 def iterate(
@@ -166,7 +199,7 @@ def iterate(
         until: Last position to yield; the head at the start of the iteration when left out.
         batch: Records per page.
     """
-    end = log.head().position if until is None else until
+    end = log.end() if until is None else until
     while page := log.read(after, batch, topics=topics, until=end):
         yield from page
         after = page[-1].position
@@ -195,7 +228,7 @@ def last_by(log: EventLog, time_us: int) -> int:
         log: Log to look in.
         time_us: Microseconds since the Unix epoch.
     """
-    low, high = 0, log.head().position
+    low, high = 0, log.end()
     while low < high:
         middle = (low + high + 1) // 2
         (envelope,) = log.read(middle - 1, 1)

@@ -17,12 +17,11 @@ import msgspec
 from esper.errors import ConfigError, LogDamaged, NotFound
 from esper.events.envelope import Envelope
 from esper.oona.chain import ChainWalk
-from esper.oona.headfile import HeadFile
-from esper.oona.numbered import NumberedLog
 from esper.oona.open import open_log
-from esper.oona.port import Head, Progress
-from esper.oona.sqlite_file import connect, named_errors, require_log
-from esper.oona.sqlite_walk import check_structure, walk_records
+from esper.oona.port import EventLog, Head, Progress
+from esper.oona.sqlite.file import connect, named_errors, require_log
+from esper.oona.sqlite.headfile import HeadFile
+from esper.oona.sqlite.walk import check_structure, walk_records
 
 _AT_ONCE = 2000
 
@@ -75,7 +74,7 @@ def salvage(source_path: str | Path, target_url: str, progress: Progress | None 
         target.close()
 
 
-def _copy_records(copy: Path, target: NumberedLog, noted: int, progress: Progress | None) -> LogDamaged | None:
+def _copy_records(copy: Path, target: EventLog, noted: int, progress: Progress | None) -> LogDamaged | None:
     """Copy sound records until there are no more; return the damage that ended it, if any did."""
     try:
         for page in _pages(_records(copy)):

@@ -21,7 +21,6 @@ from esper.events.run import TrainingStepCompleted
 from esper.ids import derived_id
 from esper.names import TopicNames
 from esper.oona import ANY, MAX_PAYLOAD_BYTES, NO_STREAM, AsyncLog, EventLog, Head, iterate
-from esper.oona.numbered import NumberedLog
 
 STREAM = "operator/run-1"
 
@@ -76,7 +75,7 @@ class LogContract(ABC):
     """The behaviour of ``EventLog``, one sentence a test."""
 
     @abstractmethod
-    def open_log(self, clock: Clock) -> NumberedLog:
+    def open_log(self, clock: Clock) -> EventLog:
         """Return a new, empty log."""
 
     @pytest.fixture
@@ -84,21 +83,21 @@ class LogContract(ABC):
         return ManualClock()
 
     @pytest.fixture
-    def log(self, clock: ManualClock) -> Iterator[NumberedLog]:
+    def log(self, clock: ManualClock) -> Iterator[EventLog]:
         log = self.open_log(clock)
         yield log
         log.close()
 
     # --- appending
 
-    def test_an_empty_log_has_head_zero_and_a_chain_of_zeros(self, log: NumberedLog) -> None:
+    def test_an_empty_log_has_head_zero_and_a_chain_of_zeros(self, log: EventLog) -> None:
         assert log.head() == Head(0, bytes(32))
         assert log.chain_at(0) == bytes(32)
         assert log.chain_at(1) is None
         assert log.read() == []
         assert log.verify().events == 0
 
-    def test_append_numbers_positions_and_versions_from_one(self, log: NumberedLog) -> None:
+    def test_append_numbers_positions_and_versions_from_one(self, log: EventLog) -> None:
         receipt = log.append([note(1), note(2)], stream=STREAM, expected=NO_STREAM)
         assert (receipt.first, receipt.last, receipt.version) == (1, 2, 2)
         assert receipt.fsynced is log.fsynced
@@ -107,7 +106,7 @@ class LogContract(ABC):
         assert (other.first, other.last, other.version) == (3, 3, 1)
         assert [(one.position, one.version) for one in log.read()] == [(1, 1), (2, 2), (3, 1)]
 
-    def test_a_record_comes_back_as_it_was_appended(self, log: NumberedLog, clock: ManualClock) -> None:
+    def test_a_record_comes_back_as_it_was_appended(self, log: EventLog, clock: ManualClock) -> None:
         appended = note(1, "ein Gruß 🌱", causation_id=b"c" * 16)
         log.append([appended], stream=STREAM, expected=ANY)
         (found,) = log.read()
@@ -119,20 +118,18 @@ class LogContract(ABC):
         assert found.recorded_at == clock.now_us()
 
     @pytest.mark.parametrize("loss", [0.1, -0.0, math.inf, math.nan, 5e-324])
-    def test_floats_keep_their_bits(self, log: NumberedLog, loss: float) -> None:
+    def test_floats_keep_their_bits(self, log: EventLog, loss: float) -> None:
         log.append([step(1, loss)], stream="run/run-1", expected=ANY)
         fact = fact_of(log.read()[0])
         assert isinstance(fact, TrainingStepCompleted)
         assert fact.loss.hex() == loss.hex()
 
-    def test_append_with_the_exact_version_is_taken(self, log: NumberedLog) -> None:
+    def test_append_with_the_exact_version_is_taken(self, log: EventLog) -> None:
         log.append([note(1)], stream=STREAM, expected=NO_STREAM)
         assert log.append([note(2)], stream=STREAM, expected=1).version == 2
 
     @pytest.mark.parametrize("expected", [NO_STREAM, 1, 3])
-    def test_append_with_stale_version_raises_conflict_and_writes_nothing(
-        self, log: NumberedLog, expected: int
-    ) -> None:
+    def test_append_with_stale_version_raises_conflict_and_writes_nothing(self, log: EventLog, expected: int) -> None:
         log.append([note(1), note(2)], stream=STREAM, expected=ANY)
         before = log.read(), log.head()
         with pytest.raises(ConcurrencyConflict) as caught:
@@ -140,7 +137,7 @@ class LogContract(ABC):
         assert (caught.value.stream, caught.value.expected, caught.value.current) == (STREAM, expected, 2)
         assert (log.read(), log.head()) == before
 
-    def test_a_version_on_an_empty_stream_raises_conflict(self, log: NumberedLog) -> None:
+    def test_a_version_on_an_empty_stream_raises_conflict(self, log: EventLog) -> None:
         with pytest.raises(ConcurrencyConflict):
             log.append([note(1)], stream=STREAM, expected=1)
 
@@ -156,7 +153,7 @@ class LogContract(ABC):
         ],
         ids=["empty", "two streams", "short id", "short causation id", "too large", "id twice"],
     )
-    def test_a_bad_batch_is_refused_whole(self, log: NumberedLog, batch: list[Event], error: type[Exception]) -> None:
+    def test_a_bad_batch_is_refused_whole(self, log: EventLog, batch: list[Event], error: type[Exception]) -> None:
         with pytest.raises(error):
             log.append(batch, stream=STREAM, expected=ANY)
         assert log.head().position == 0
@@ -164,21 +161,19 @@ class LogContract(ABC):
     # --- retries
 
     @pytest.mark.parametrize("expected", [ANY, NO_STREAM, 7])
-    def test_a_retried_batch_returns_the_first_receipt_and_writes_nothing(
-        self, log: NumberedLog, expected: int
-    ) -> None:
+    def test_a_retried_batch_returns_the_first_receipt_and_writes_nothing(self, log: EventLog, expected: int) -> None:
         batch = [note(1), note(2)]
         first = log.append(batch, stream=STREAM, expected=NO_STREAM)
         log.append([note(3)], stream=STREAM, expected=2)
         assert log.append(batch, stream=STREAM, expected=expected) == first
         assert log.head().position == 3
 
-    def test_a_retry_may_differ_in_volatile_fields(self, log: NumberedLog) -> None:
+    def test_a_retry_may_differ_in_volatile_fields(self, log: EventLog) -> None:
         first = log.append([step(1, math.nan, 0.01)], stream="run/run-1", expected=ANY)
         assert log.append([step(1, math.nan, 0.99)], stream="run/run-1", expected=ANY) == first
 
     @pytest.mark.parametrize("other", [note(1, "another"), note(1, run_id="run-1", text="seeN")])
-    def test_an_id_reused_for_another_fact_raises_and_writes_nothing(self, log: NumberedLog, other: Event) -> None:
+    def test_an_id_reused_for_another_fact_raises_and_writes_nothing(self, log: EventLog, other: Event) -> None:
         log.append([note(0), note(1)], stream=STREAM, expected=ANY)
         with pytest.raises(EventIdReused) as caught:
             log.append([other], stream=STREAM, expected=ANY)
@@ -186,14 +181,14 @@ class LogContract(ABC):
         assert caught.value.event_id == other.event_id.hex()
         assert log.head().position == 2
 
-    def test_an_id_reused_in_another_stream_raises(self, log: NumberedLog) -> None:
+    def test_an_id_reused_in_another_stream_raises(self, log: EventLog) -> None:
         log.append([note(1)], stream=STREAM, expected=ANY)
         stolen = event(NoteAdded(run_id="run-2", actor="ada", text="seen"), note(1).event_id)
         with pytest.raises(EventIdReused):
             log.append([stolen], stream="operator/run-2", expected=ANY)
 
     @pytest.mark.parametrize("expected", [ANY, 1, 9])
-    def test_a_batch_that_overlaps_in_part_raises_and_writes_nothing(self, log: NumberedLog, expected: int) -> None:
+    def test_a_batch_that_overlaps_in_part_raises_and_writes_nothing(self, log: EventLog, expected: int) -> None:
         log.append([note(1)], stream=STREAM, expected=ANY)
         with pytest.raises(EventIdReused) as caught:
             log.append([note(2), note(1), note(3)], stream=STREAM, expected=expected)
@@ -203,7 +198,7 @@ class LogContract(ABC):
 
     # --- reading
 
-    def test_read_pages_in_order_between_bounds(self, log: NumberedLog) -> None:
+    def test_read_pages_in_order_between_bounds(self, log: EventLog) -> None:
         log.append([note(number) for number in range(10)], stream=STREAM, expected=ANY)
         assert [one.position for one in log.read(3, 4)] == [4, 5, 6, 7]
         assert [one.position for one in log.read(3, 4, until=5)] == [4, 5]
@@ -212,14 +207,14 @@ class LogContract(ABC):
         assert log.read(0, -1) == []
         assert log.read(5, until=3) == []
 
-    def test_what_projections_read_is_what_read_gives(self, log: NumberedLog) -> None:
+    def test_what_projections_read_is_what_read_gives(self, log: EventLog) -> None:
         log.append([note(number) for number in range(10)], stream=STREAM, expected=ANY)
         for after, limit, until in ((0, 100, None), (3, 4, None), (3, 4, 5), (10, 1, None), (5, 5, 3), (0, -1, None)):
             found, envelopes = log.read_recorded(after, limit, until=until), log.read(after, limit, until=until)
             names = Recorded.__struct_fields__
             assert [astuple(one) for one in found] == [tuple(getattr(one, name) for name in names) for one in envelopes]
 
-    def test_read_by_topics_skips_no_record_of_them(self, log: NumberedLog) -> None:
+    def test_read_by_topics_skips_no_record_of_them(self, log: EventLog) -> None:
         for number in range(1, 31):
             if number % 3:
                 log.append([step(number)], stream="run/run-1", expected=ANY)
@@ -237,7 +232,7 @@ class LogContract(ABC):
         paged = [one.position for one in iterate(log, topics=wanted, batch=2)]
         assert paged == notes
 
-    def test_iterate_ends_at_the_head_of_its_start(self, log: NumberedLog) -> None:
+    def test_iterate_ends_at_the_head_of_its_start(self, log: EventLog) -> None:
         log.append([note(number) for number in range(5)], stream=STREAM, expected=ANY)
         walk = iterate(log, batch=2)
         seen = [next(walk).position]
@@ -246,7 +241,7 @@ class LogContract(ABC):
         assert seen == [1, 2, 3, 4, 5]
         assert [one.position for one in iterate(log, 2, until=4, batch=1)] == [3, 4]
 
-    def test_streams_are_read_by_version(self, log: NumberedLog) -> None:
+    def test_streams_are_read_by_version(self, log: EventLog) -> None:
         for number in range(6):
             run_id = f"run-{number % 2}"
             log.append([note(number, run_id=run_id)], stream=f"operator/{run_id}", expected=ANY)
@@ -257,7 +252,7 @@ class LogContract(ABC):
         assert log.stream_version("operator/run-0") == 3
         assert log.stream_version("operator/none") == 0
 
-    def test_streams_are_listed_sorted_by_prefix(self, log: NumberedLog) -> None:
+    def test_streams_are_listed_sorted_by_prefix(self, log: EventLog) -> None:
         for run_id in ["b", "a", "ab", "ä", "a"]:
             log.append([note(log.head().position, run_id=run_id)], stream=f"operator/{run_id}", expected=ANY)
         log.append([step(1)], stream="run/run-1", expected=ANY)
@@ -267,7 +262,7 @@ class LogContract(ABC):
 
     # --- time
 
-    def test_recorded_at_never_goes_back_when_the_clock_does(self, log: NumberedLog, clock: ManualClock) -> None:
+    def test_recorded_at_never_goes_back_when_the_clock_does(self, log: EventLog, clock: ManualClock) -> None:
         start = clock.now_us()
         for number, jump in enumerate([0, 5, -3_600_000_000, 1, 7_200_000_000]):
             clock.advance(jump)
@@ -300,7 +295,7 @@ class LogContract(ABC):
             log.close()
         assert chains[0] == chains[1] == chains[2]
 
-    def test_verify_reports_what_it_walked(self, log: NumberedLog) -> None:
+    def test_verify_reports_what_it_walked(self, log: EventLog) -> None:
         log.append([note(number) for number in range(2500)], stream=STREAM, expected=ANY)
         log.append([step(1)], stream="run/run-1", expected=ANY)
         seen: list[tuple[int, int]] = []
@@ -308,7 +303,7 @@ class LogContract(ABC):
         assert (report.events, report.streams, report.head) == (2501, 2, log.head())
         assert seen == [(2000, 2501), (2501, 2501)]
 
-    def test_restore_copies_a_log_with_the_same_chain(self, log: NumberedLog, clock: ManualClock) -> None:
+    def test_restore_copies_a_log_with_the_same_chain(self, log: EventLog, clock: ManualClock) -> None:
         log.append([note(number) for number in range(5)], stream=STREAM, expected=ANY)
         log.append([step(1)], stream="run/run-1", expected=ANY)
         copy = self.open_log(clock)
@@ -324,7 +319,7 @@ class LogContract(ABC):
 
     # --- waiting and closing
 
-    def test_wait_ends_when_another_thread_appends(self, log: NumberedLog) -> None:
+    def test_wait_ends_when_another_thread_appends(self, log: EventLog) -> None:
         assert log.wait(0, 0.0) is False
         started = time.monotonic()
         assert log.wait(0, 0.05) is False
@@ -335,7 +330,7 @@ class LogContract(ABC):
         writer.join()
         assert log.wait(1, 0.01) is False
 
-    def test_a_closed_log_takes_no_more(self, log: NumberedLog) -> None:
+    def test_a_closed_log_takes_no_more(self, log: EventLog) -> None:
         log.close()
         log.close()
         with pytest.raises(LogUnavailable):
@@ -343,7 +338,7 @@ class LogContract(ABC):
 
     # --- concurrency
 
-    def test_writers_of_one_stream_never_lose_or_double_a_version(self, log: NumberedLog) -> None:
+    def test_writers_of_one_stream_never_lose_or_double_a_version(self, log: EventLog) -> None:
         lost: list[int] = []
 
         def write(worker: int) -> None:
@@ -366,7 +361,7 @@ class LogContract(ABC):
         assert [one.version for one in log.read_stream(STREAM)] == list(range(1, 76))
         assert log.verify().events == 75
 
-    def test_no_reader_sees_a_position_before_the_one_below_it(self, log: NumberedLog) -> None:
+    def test_no_reader_sees_a_position_before_the_one_below_it(self, log: EventLog) -> None:
         """I9: whatever a reader sees has no hole, and a batch is seen whole."""
         done = threading.Event()
         faults: list[str] = []
@@ -384,7 +379,7 @@ class LogContract(ABC):
 
     # --- the async face
 
-    def test_the_async_face_gives_the_same_answers(self, log: NumberedLog) -> None:
+    def test_the_async_face_gives_the_same_answers(self, log: EventLog) -> None:
         async def use() -> None:
             face = AsyncLog(log)
             appends = [

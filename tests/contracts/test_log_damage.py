@@ -17,7 +17,7 @@ from esper.clock import ManualClock
 from esper.errors import ConfigError, EsperError, LogDamaged, NotFound
 from esper.events.envelope import Envelope
 from esper.oona import ANY, Head, MemoryLog, SqliteLog, iterate, open_log, salvage
-from esper.oona.sqlite_file import SCHEMA
+from esper.oona.sqlite.file import SCHEMA
 
 STEPS = 120
 

@@ -18,7 +18,7 @@ from esper.clock import Clock
 from esper.errors import ConcurrencyConflict, ConfigError, DurabilityTooLow, LogFull, LogUnavailable, NotFound
 from esper.events import Event
 from esper.oona import ANY, NO_STREAM, SqliteLog, open_log
-from esper.oona.sqlite_file import require_durable
+from esper.oona.sqlite.file import require_durable
 
 
 class TestSqliteLog(LogContract):
@@ -127,7 +127,7 @@ def test_a_file_that_cannot_be_kept_durable_is_refused(tmp_path: Path) -> None:
         require_durable(connection, tmp_path)
 
 
-@pytest.mark.parametrize("url", ["log.db", "sqlite:log.db", "sqlite:///", "redis://localhost", "memory://x"])
+@pytest.mark.parametrize("url", ["log.db", "sqlite:log.db", "sqlite:///", "postgresql://localhost", "memory://x"])
 def test_an_unknown_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError):
         open_log(url)

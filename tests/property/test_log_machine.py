@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from servers import RedisCluster, RedisServer
 
 from esper.clock import ManualClock
 from esper.errors import ConcurrencyConflict, EventIdReused
@@ -18,8 +19,8 @@ from esper.events import Event, fact_of
 from esper.events.operator import NoteAdded
 from esper.ids import derived_id
 from esper.names import TopicNames
-from esper.oona import ANY, MemoryLog, Receipt, SqliteLog
-from esper.oona.numbered import NumberedLog
+from esper.oona import ANY, EventLog, MemoryLog, Receipt, SqliteLog
+from esper.oona.redis.log import RedisLog
 
 RUNS = st.sampled_from(["a", "b", "c"])
 #: Few ids and few texts, so that retries, overlaps and reuses are common.
@@ -39,10 +40,10 @@ def event(run: str, number: int, text: str) -> Event:
 class LogMachine(RuleBasedStateMachine):
     """Drives a log and a plain list side by side."""
 
-    def open_log(self, clock: ManualClock) -> NumberedLog:
+    def open_log(self, clock: ManualClock) -> EventLog:
         raise NotImplementedError
 
-    def reopen_log(self, log: NumberedLog, clock: ManualClock) -> NumberedLog:
+    def reopen_log(self, log: EventLog, clock: ManualClock) -> EventLog:
         """Return the same log after a close, where it outlives one."""
         return log
 
@@ -147,16 +148,16 @@ def _text(envelope: Any) -> str:
 
 
 class MemoryMachine(LogMachine):
-    def open_log(self, clock: ManualClock) -> NumberedLog:
+    def open_log(self, clock: ManualClock) -> EventLog:
         return MemoryLog(clock)
 
 
 class SqliteMachine(LogMachine):
-    def open_log(self, clock: ManualClock) -> NumberedLog:
+    def open_log(self, clock: ManualClock) -> EventLog:
         self.folder = Path(tempfile.mkdtemp(prefix="log-machine-"))
         return SqliteLog(self.folder / "log.db", clock=clock)
 
-    def reopen_log(self, log: NumberedLog, clock: ManualClock) -> NumberedLog:
+    def reopen_log(self, log: EventLog, clock: ManualClock) -> EventLog:
         log.close()
         return SqliteLog(self.folder / "log.db", create=False, clock=clock)
 
@@ -166,6 +167,30 @@ class SqliteMachine(LogMachine):
             shutil.rmtree(self.folder)
 
 
+class RedisMachine(LogMachine):
+    #: Set by the test: a server that several machines use one after the other.
+    url: ClassVar[str]
+    opened: ClassVar[int] = 0
+
+    def open_log(self, clock: ManualClock) -> EventLog:
+        RedisMachine.opened += 1
+        self.mine = f"{self.url}?namespace=log{RedisMachine.opened}"
+        return RedisLog(self.mine, clock=clock)
+
+    def reopen_log(self, log: EventLog, clock: ManualClock) -> EventLog:
+        log.close()
+        return RedisLog(self.mine, create=False, clock=clock)
+
+
 @pytest.mark.parametrize("machine", [MemoryMachine, SqliteMachine])
 def test_any_sequence_of_operations_gives_what_a_list_gives(machine: type[LogMachine]) -> None:
     run_state_machine_as_test(machine, settings=CALM)
+
+
+@pytest.mark.parametrize("kind", [RedisServer, RedisCluster])
+def test_any_sequence_of_operations_gives_what_a_list_gives_on_redis(
+    kind: type[RedisServer | RedisCluster], tmp_path: Path
+) -> None:
+    with kind(tmp_path) as servers:
+        machine = type("Machine", (RedisMachine,), {"url": servers.url})
+        run_state_machine_as_test(machine, settings=CALM)

@@ -14,7 +14,7 @@ from esper.errors import LogDamaged
 from esper.events.envelope import Envelope
 from esper.oona.chain import ChainWalk, damaged
 from esper.oona.numbered import Row, envelope_of
-from esper.oona.sqlite_file import named_errors
+from esper.oona.sqlite.file import named_errors
 
 ENVELOPE_COLUMNS = (
     "position, event_id, type, schema, topic, stream, version, sender_id, trace_id, causation_id, recorded_at, "

@@ -1,7 +1,7 @@
 """The SQLite file behind a log: its tables, how it is opened durably, and what its errors mean.
 
 Belongs here: everything that is about SQLite and not about a log. Does not belong here: appending and reading
-(``sqlite``), walking and checking records (``sqlite_walk``).
+(``log``), walking and checking records (``walk``).
 """
 
 from __future__ import annotations

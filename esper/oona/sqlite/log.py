@@ -18,10 +18,10 @@ from esper.clock import Clock, SystemClock
 from esper.errors import LogDamaged, LogUnavailable, NotFound
 from esper.events.envelope import Envelope, Recorded
 from esper.oona.chain import GENESIS, ChainWalk, damaged
-from esper.oona.headfile import HeadFile
 from esper.oona.numbered import NumberedLog, Row, Tail
 from esper.oona.port import Head, LogReport, Progress
-from esper.oona.sqlite_file import (
+from esper.oona.sqlite.cells import SqliteCells
+from esper.oona.sqlite.file import (
     COMMON_TOPIC,
     connect,
     create_tables,
@@ -33,7 +33,8 @@ from esper.oona.sqlite_file import (
     sync_directory,
     sync_wal,
 )
-from esper.oona.sqlite_walk import ENVELOPE_COLUMNS, check_structure, walk_records
+from esper.oona.sqlite.headfile import HeadFile
+from esper.oona.sqlite.walk import ENVELOPE_COLUMNS, check_structure, walk_records
 
 _INSERT = f"INSERT INTO events ({ENVELOPE_COLUMNS}, chain) VALUES ({', '.join('?' * 14)})"  # noqa: S608 - constant names
 _SELECT = f"SELECT {ENVELOPE_COLUMNS} FROM events"  # noqa: S608 - constant names
@@ -60,6 +61,7 @@ class SqliteLog(NumberedLog):
     """A log in one SQLite file, shared by threads and processes."""
 
     fsynced = True
+    adapter = "sqlite"
 
     def __init__(
         self,
@@ -92,6 +94,7 @@ class SqliteLog(NumberedLog):
         self._idle_readers: list[sqlite3.Connection] = []
         self._head_synced_us = 0
         self._written: list[Row] = []
+        self._cells: SqliteCells | None = None
         self._closed = False
         self._make_room(create)
         self._head_file = HeadFile(self.path.with_name(self.path.name + ".head"))
@@ -266,6 +269,21 @@ class SqliteLog(NumberedLog):
             tail = self._tail(connection)
         return Head(tail.position, tail.chain)
 
+    def end(self) -> int:
+        """Return the position of the last record."""
+        with self._reading() as connection:
+            return self._tail(connection).position
+
+    @property
+    def cells(self) -> SqliteCells:
+        """Return the cells that handlers of this log coordinate with, in the file ``<log>.cells`` beside it."""
+        with self._lock:
+            self._require_open()
+            if self._cells is None:
+                path = self.path.with_name(self.path.name + ".cells")
+                self._cells = SqliteCells(path, busy_timeout_s=self._busy_timeout_s)
+            return self._cells
+
     def chain_at(self, position: int) -> bytes | None:
         """Return the chain value at a position (zeros at 0), or None past the end."""
         with self._reading(position) as connection:
@@ -283,7 +301,7 @@ class SqliteLog(NumberedLog):
         Appends of this object wake it at once; those of other processes are seen within 20 ms.
         """
         deadline = time.monotonic() + timeout_s
-        while self.head().position <= after:
+        while self.end() <= after:
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -343,6 +361,8 @@ class SqliteLog(NumberedLog):
             if self._closed:
                 return
             self._closed = True
+            if self._cells is not None:
+                self._cells.close()
             while self._idle_readers:
                 self._idle_readers.pop().close()
             with named_errors(self.path):
