@@ -1,0 +1,1 @@
+"""Consumers: events handed out at least once, in order within each stream, under leases."""
