@@ -101,6 +101,7 @@ def start_run(session: Session, task: str, config: RunConfig, what: str | None =
             config,
             log=session.new_log,
             store=session.store,
+            spool=session.spool,
             on_start=lambda run_id: output.message(f"run {run_id}"),
             on_epoch=on_epoch,
         )
@@ -109,14 +110,16 @@ def start_run(session: Session, task: str, config: RunConfig, what: str | None =
 def resume_run(session: Session, run: str) -> Trained:
     """Go on with a run, with progress, saying what is done again."""
     from esper.cli.tables import run_id_of
-    from esper.tolaria.launch import resume
+    from esper.tolaria.launch import deliver_first, resume
 
+    deliver_first(session.spool, session.log)  # the run may be known to the spool alone
     run_id = run_id_of(session, run)
     with training_progress(f"resuming {run_id}") as on_epoch:
         return resume(
             run_id,
             log=session.log,
             store=session.store,
+            spool=session.spool,
             on_resume=lambda fact: output.message(
                 f"run {run_id}: attempt {fact.attempt} goes on after step {fact.from_step}; "
                 f"{fact.redone_steps} steps are done again"

@@ -23,9 +23,10 @@ from esper.events.run import RunPaused, RunResumed, RunStarted
 from esper.ids import new_run_id, new_trace_id
 from esper.kasmina import Growth, attach
 from esper.logs import bound
-from esper.oona import open_log
+from esper.oona.open import open_configured
 from esper.oona.port import EventLog
-from esper.oona.recorder import Recorder
+from esper.oona.recording.delivery import spool_for
+from esper.oona.recording.recorder import Recorder
 from esper.settings import load_settings
 from esper.tolaria import determinism
 from esper.tolaria.config import RunConfig, from_plain, timetable, to_plain
@@ -33,6 +34,7 @@ from esper.tolaria.controller import MakePolicy
 from esper.tolaria.evaluation import Evaluate, Evaluation
 from esper.tolaria.launch import (
     RecordedRun,
+    deliver_first,
     forge_kernels,
     offered_blueprints,
     policy_maker,
@@ -152,12 +154,15 @@ class Run:
     def __enter__(self) -> Self:
         settings = load_settings({"home": self._home})
         trace_id = new_trace_id()
-        self._log = self._stack.enter_context(open_log(settings.log))
+        self._log = self._stack.enter_context(open_configured(settings))
         self._store = open_store(settings.artifacts)
+        self._stack.callback(self._store.close)
         self._stack.enter_context(bound(run_id=self.run_id, trace_id=trace_id))
         self._forge = Forge(self._log, self._store, sender_id="tolaria", trace_id=trace_id)
-        recorder = self._stack.enter_context(Recorder(self._log, sender_id="tolaria", trace_id=trace_id))
+        spool = spool_for(settings.log, settings.spool, settings.spool_bytes)
+        recorder = self._stack.enter_context(Recorder(self._log, sender_id="tolaria", trace_id=trace_id, spool=spool))
         try:
+            deliver_first(spool, self._log)
             self._open(recorder)
         except BaseException:
             self._stack.close()

@@ -27,7 +27,8 @@ from esper.ids import new_run_id, new_trace_id
 from esper.kasmina import Growth
 from esper.logs import bound, get_logger
 from esper.oona.port import EventLog, iterate_stream
-from esper.oona.recorder import Recorder
+from esper.oona.recording.delivery import Spool
+from esper.oona.recording.recorder import Recorder
 from esper.tamiyo import KernelOption, Policy, make_policy
 from esper.tolaria import determinism, provenance
 from esper.tolaria.config import CONFIG_VERSION, RunConfig, check, from_plain, to_plain
@@ -57,6 +58,7 @@ def start(
     *,
     log: EventLog,
     store: ArtifactStore,
+    spool: Spool | None = None,
     run_id: str | None = None,
     on_start: Callable[[str], None] | None = None,
     on_epoch: Callable[[Session], None] | None = None,
@@ -68,6 +70,7 @@ def start(
         config: How the run goes.
         log: Where the facts go.
         store: Where checkpoints and kernels go.
+        spool: Where facts wait while the log cannot be reached, so that training goes on; None stops the run then.
         run_id: The run's id; a fresh one when left out.
         on_start: Called with the run's id once its first fact is durable.
         on_epoch: Called after each epoch, for progress.
@@ -79,6 +82,7 @@ def start(
         LogError: The log took no more; the run can be resumed.
     """
     check(config)
+    deliver_first(spool, log)
     chooser = policy_maker(config)
     offered_blueprints(config, log)  # so that a wrong name is found before anything is recorded
     task = load_task(entry)
@@ -89,7 +93,10 @@ def start(
     determinism.seed_all(seeds["run"])
     prepared = prepare(task, config, seeds)
     forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
-    with bound(run_id=run_id, trace_id=trace_id), Recorder(log, sender_id="tolaria", trace_id=trace_id) as recorder:
+    with (
+        bound(run_id=run_id, trace_id=trace_id),
+        Recorder(log, sender_id="tolaria", trace_id=trace_id, spool=spool) as recorder,
+    ):
         sink = RecordingSink(recorder, run_id)
         sink.emit(
             RunStarted,
@@ -122,6 +129,7 @@ def resume(
     *,
     log: EventLog,
     store: ArtifactStore,
+    spool: Spool | None = None,
     on_resume: Callable[[RunResumed], None] | None = None,
     on_epoch: Callable[[Session], None] | None = None,
 ) -> Trained:
@@ -131,6 +139,7 @@ def resume(
         run_id: The run.
         log: The log that has its facts.
         store: The store that has its checkpoints.
+        spool: As for ``start``; what earlier processes left there is delivered first.
         on_resume: Called with the fact that says what is done again.
         on_epoch: Called after each epoch, for progress.
 
@@ -139,6 +148,7 @@ def resume(
         ConfigError: The run cannot be resumed: it is finished, or it was a user's own loop.
         ArtifactError: Its checkpoint is missing or damaged.
     """
+    deliver_first(spool, log)
     known = recorded_run(log, run_id)
     if known.finished:
         raise ConfigError(f"run {run_id} is finished", hint="`esper replay verify` runs it again")
@@ -162,7 +172,10 @@ def resume(
         )
     checkpoint = None if known.checkpoint is None else store.get(known.checkpoint.digest)
     forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
-    with bound(run_id=run_id, trace_id=trace_id), Recorder(log, sender_id="tolaria", trace_id=trace_id) as recorder:
+    with (
+        bound(run_id=run_id, trace_id=trace_id),
+        Recorder(log, sender_id="tolaria", trace_id=trace_id, spool=spool) as recorder,
+    ):
         sink = RecordingSink(recorder, run_id, attempt=known.attempts + 1, version=known.version)
         resumed = known.resumption("resumed after the earlier attempt stopped")
         sink.emit(RunResumed, **resumed)
@@ -185,6 +198,22 @@ def resume(
                 stop=stop,
             )
     return Trained(run_id, model, log.head().position)
+
+
+def deliver_first(spool: Spool | None, log: EventLog) -> None:
+    """Deliver what earlier processes left in the spool, and say what stays there.
+
+    Raises:
+        LogError: The log cannot be reached or refuses a file, which is kept, or a file is damaged.
+    """
+    if spool is None:
+        return
+    messages = get_logger("tolaria")
+    for one in spool.deliver(log):
+        if one.outcome == "delivered":
+            messages.info("delivered what an earlier process had spooled", spool=str(one.path), facts=one.facts)
+        else:
+            messages.warning("a spool file stays", spool=str(one.path), reason=one.outcome, target=one.target)
 
 
 class RecordedRun(NamedTuple):

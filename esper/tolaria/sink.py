@@ -5,11 +5,14 @@ Belongs here: numbering facts (attempt, ordinal) and giving them ids. Does not b
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from esper.events.base import Fact, RunFact
 from esper.oona.port import Receipt
-from esper.oona.recorder import Recorder
+from esper.oona.recording.recorder import Recorder
+
+if TYPE_CHECKING:
+    from esper.oona.recording.outage import Spooled
 
 
 class FactSink(Protocol):
@@ -22,7 +25,7 @@ class FactSink(Protocol):
         """Take one fact; run_id, attempt and ordinal are filled in here."""
         ...
 
-    def barrier(self) -> Receipt | None:
+    def barrier(self) -> Receipt | Spooled | None:
         """Return once everything emitted before is durable."""
         ...
 
@@ -71,8 +74,8 @@ class RecordingSink:
         which = fields["decision"] if "decision" in fields else f"{fields['seed_id']} {fields['outcome']}"
         self._recorder.put(fact, ("decision", self.run_id, self.attempt, str(which), cls.__name__))
 
-    def barrier(self) -> Receipt | None:
-        """Return once everything emitted before is in the log and on disk."""
+    def barrier(self) -> Receipt | Spooled | None:
+        """Return once everything emitted before is on disk: in the log, or in the spool while that is away."""
         return self._recorder.flush()
 
     def next_attempt(self) -> None:
