@@ -1,0 +1,1 @@
+"""The message bus over the log: ``OonaClient`` for asyncio programs."""
