@@ -15,11 +15,12 @@ from esper.events import Fact
 from esper.events.codec import digest_of, encode_fact, fact_of, record_of
 from esper.events.envelope import Envelope
 from esper.events.run import TrainingStepCompleted
+from esper.oona import SqliteLog
 from esper.oona.chain import GENESIS, link
-from esper.oona.headfile import HeadFile
 from esper.oona.numbered import Row, envelope_of
 from esper.oona.port import Head
-from esper.oona.sqlite_walk import ENVELOPE_COLUMNS
+from esper.oona.sqlite.headfile import HeadFile
+from esper.oona.sqlite.walk import ENVELOPE_COLUMNS
 
 F = TypeVar("F", bound=Fact)
 
@@ -124,3 +125,24 @@ def _chain_at(connection: sqlite3.Connection, position: int) -> bytes:
 def _rows(connection: sqlite3.Connection, where: str, *values: object) -> list[Row]:
     query = f"SELECT {ENVELOPE_COLUMNS}, chain FROM events WHERE {where}"
     return connection.execute(query, values).fetchall()
+
+
+def rewrite(path: Path, change: Callable[[list[Envelope]], list[Envelope]]) -> None:
+    """Write a log's history anew: positions, versions, digests, chain and head file agree with what is left.
+
+    Args:
+        path: The log's database file; no process may have it open.
+        change: Gives the records in their new order, those left out that are to go.
+    """
+    with SqliteLog(path, create=False) as log:
+        records = log.read(0, log.end())
+    for file in path.parent.glob(path.name + "*"):
+        file.unlink()
+    versions: dict[str, int] = {}
+    numbered = []
+    for position, envelope in enumerate(change(records), 1):
+        version = versions[envelope.stream] = versions.get(envelope.stream, 0) + 1
+        moved = msgspec.structs.replace(envelope, position=position, version=version)
+        numbered.append(msgspec.structs.replace(moved, digest=digest_of(record_of(moved))))
+    with SqliteLog(path) as log:
+        log.restore(numbered)

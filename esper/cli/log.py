@@ -1,4 +1,4 @@
-"""``esper log``: read, measure, verify and salvage the log of facts."""
+"""``esper log``: read, measure and salvage the log of facts; sealing and proofs are in ``log_seal``."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from esper.cli import output
+from esper.cli import log_promote, log_seal, output
 from esper.cli.options import Json, group
 from esper.cli.progress import progress
-from esper.cli.session import session_of
+from esper.cli.session import Session, session_of
+from esper.errors import ConfigError
 
 if TYPE_CHECKING:
     from esper.events import Envelope
     from esper.oona.port import EventLog
 
 _PAGE = 2000
-#: How long one wait for new facts lasts before the next one begins.
-_WAIT_S = 1.0
 
 TypeFilter = Annotated[
     str | None, typer.Option("--type", metavar="TYPE", help="Only this event type.", show_default=False)
@@ -36,7 +35,7 @@ TopicFilter = Annotated[
     str | None, typer.Option("--topic", metavar="TOPIC", help="Only this topic.", show_default=False)
 ]
 
-app = group("Read, verify and salvage the log of facts.")
+app = group("Read, verify, seal, prove and salvage the log of facts.")
 
 
 @app.command("read")
@@ -61,25 +60,50 @@ def tail(
     ctx: typer.Context,
     count: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many events from the end.")] = 10,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on printing what is appended.")] = False,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="URL",
+            help="Another log to print with it, of another namespace; positions then read namespace:position. "
+            "Can be given several times.",
+        ),
+    ] = None,
     type_name: TypeFilter = None,
     stream: StreamFilter = None,
     topic: TopicFilter = None,
     as_json: Json = False,
 ) -> None:
     """Print the last events, oldest first, and with --follow what comes after. With --json one object a line."""
+    from esper.oona.follow import follow as follow_all
+
     chosen = _Filter(type_name, stream, topic)
-    log = session_of(ctx).log
-    end = log.head().position
-    for envelope in chosen.last(log, end, count):
-        _print(envelope, as_json=as_json)
-    while follow:
-        sys.stdout.flush()
-        if not log.wait(end, _WAIT_S):
-            continue
-        for envelope in log.read(end, _PAGE):
-            end = envelope.position
-            if chosen(envelope):
-                _print(envelope, as_json=as_json)
+    logs = _logs(session_of(ctx), also or [])
+    ends = {name: log.end() for name, log in logs.items()}
+    for name, log in logs.items():
+        for envelope in chosen.last(log, ends[name], count):
+            _print(envelope, as_json=as_json, namespace=name if also else None)
+    sys.stdout.flush()
+    if follow:
+        for name, envelope in follow_all(logs, ends, keep=chosen):
+            _print(envelope, as_json=as_json, namespace=name if also else None)
+            sys.stdout.flush()
+
+
+def _logs(session: Session, also: list[str]) -> dict[str, EventLog]:
+    """Return the log and the others that are named, by namespace."""
+    from esper.redact import mask_text
+
+    logs = {session.log.namespace: session.log}
+    for url in also:
+        log = session.open_also(url)
+        if log.namespace in logs:
+            raise ConfigError(
+                f"two logs are called {log.namespace}, one of them {mask_text(url)}",
+                hint="a position would not say which is meant; name logs of different namespaces",
+            )
+        logs[log.namespace] = log
+    return logs
 
 
 @app.command("stats")
@@ -126,24 +150,7 @@ def stats(ctx: typer.Context, as_json: Json = False) -> None:
     output.print_rows(rows, ("by", "name", "events", "payload_bytes"), as_json=False, empty="the log is empty")
 
 
-@app.command("verify")
-def verify(ctx: typer.Context, as_json: Json = False) -> None:
-    """Check every record: position, version, digest and chain. Damage is named and exits 3."""
-    session = session_of(ctx)
-    log = session.log
-    with progress("verifying the log") as advance:
-        report = log.verify(advance)
-    output.print_record(
-        {
-            "verified": True,
-            "positions": report.events,
-            "streams": report.streams,
-            "head_position": report.head.position,
-            "head": report.head.chain,
-            "acknowledged": report.acknowledged,
-        },
-        as_json=as_json,
-    )
+app.command("verify")(log_seal.verify)
 
 
 @app.command("salvage")
@@ -153,7 +160,6 @@ def salvage(
     as_json: Json = False,
 ) -> None:
     """Write the longest verified prefix of a damaged log to a new log; nothing is repaired in place."""
-    from esper.errors import ConfigError
     from esper.oona import salvage as rescue
 
     source = _file_of(session_of(ctx).settings.log)
@@ -165,6 +171,33 @@ def salvage(
     with progress("salvaging the log") as advance:
         report = rescue(source, url, advance)
     output.print_record({"target": url, **output.plain(report)}, as_json=as_json)
+
+
+@app.command("deliver")
+def deliver(
+    ctx: typer.Context,
+    any_log: Annotated[
+        bool, typer.Option("--any-log", help="Also what was spooled for a log at another address.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Deliver the facts that earlier processes left in the spool while the log was away."""
+    from esper.oona.recording.delivery import Spool, target_of
+
+    session = session_of(ctx)
+    settings = session.settings
+    spool = Spool(settings.spool, target_of(settings.log), limit_bytes=settings.spool_bytes)
+    rows = [one._asdict() for one in spool.deliver(session.new_log, any_log=any_log)] if spool.waiting() else []
+    output.print_rows(
+        rows, ("path", "outcome", "facts", "bytes", "target"), as_json=as_json, empty=f"nothing waits in {spool.folder}"
+    )
+
+
+app.command("seal")(log_seal.seal)
+app.command("prove")(log_seal.prove)
+app.command("check-proof")(log_seal.check_proof)
+app.command("restore")(log_seal.restore)
+app.command("promote")(log_promote.promote)
 
 
 class _Filter:
@@ -179,8 +212,8 @@ class _Filter:
             _require(type_name, FACT_TYPES, "event type")
         if topic is not None:
             _require(topic, [str(name) for name in TopicNames], "topic")
-        elif type_name is not None:
-            topic = str(FACT_TYPES[type_name].info.topic)
+        elif type_name is not None and (only := FACT_TYPES[type_name].info.topic) is not None:
+            topic = str(only)
         self._type = type_name
         self._stream = stream
         self._topics = None if topic is None else {topic}
@@ -229,13 +262,13 @@ def _require(name: str, known: Collection[str], what: str) -> None:
         raise typer.BadParameter(f"there is no {what} {name!r}{advice}")
 
 
-def _print(envelope: Envelope, *, as_json: bool) -> None:
+def _print(envelope: Envelope, *, as_json: bool, namespace: str | None = None) -> None:
     from esper.cli.event_view import event_data, event_line
 
     if as_json:
-        output.print_json_line(event_data(envelope))
+        output.print_json_line(event_data(envelope, namespace))
     else:
-        output.print_line(event_line(envelope))
+        output.print_line(event_line(envelope, namespace))
 
 
 def _file_of(url: str) -> Path | None:

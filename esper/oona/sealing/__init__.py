@@ -1,0 +1,1 @@
+"""Sealed history: segments, signed checkpoints, proofs, and logs made of segments alone."""
