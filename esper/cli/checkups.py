@@ -65,6 +65,7 @@ def checkups(session: Session) -> list[Checkup]:
         ("log", _log),
         ("tables", _tables),
         ("artifacts", _artifacts),
+        ("sealing", _sealing),
     )
     return [_looked(name, look, session) for name, look in looks]
 
@@ -211,3 +212,19 @@ def _artifacts(session: Session) -> Checkup:
     for digest in sample:
         session.store.get(digest)
     return Checkup("artifacts", OK, f"{len(digests)} kept; {len(sample)} read, each has its digest")
+
+
+def _sealing(session: Session) -> Checkup:
+    from esper.oona.sealing.sealer import check_same_log
+
+    newest = session.archive.newest()
+    if newest is None:
+        return Checkup("sealing", OK, "nothing is sealed yet; `esper log seal` seals and signs what the log holds")
+    try:
+        log = session.log
+    except NotFound:
+        found = f"{newest.size} events are sealed, but there is no log"
+        return Checkup("sealing", WARN, found, "`esper log restore TARGET` makes a log of sealed history")
+    check_same_log(log, newest)
+    found = f"sealed through {newest.size}, which the log agrees with; {log.end() - newest.size} events since"
+    return Checkup("sealing", OK, found)

@@ -84,6 +84,7 @@ def _arm(session: Session, task: str, config: RunConfig, name: str) -> dict[str,
         "training_gflops": None if not result else result["training_flops"] / 1e9,
         "inference_kflops": None if not result else result["inference_flops"] / 1e3,
         "seeds": len(state["seeds"]),
+        "parameter_digest": state["parameter_digest"],
     }
 
 
@@ -114,6 +115,8 @@ def _tell(answer: dict[str, Any]) -> None:
     output.print_line(
         f"run {answer['run_id']} grew {answer['seeds_germinated']} seeds and kept {answer['seeds_fossilized']}."
     )
+    for arm in answer["arms"].values():
+        output.print_line(f"{arm['arm']}: parameters at the end have SHA-256 {arm['parameter_digest']}")
     output.print_line(f"report: {answer['report']}")
     output.print_line("")
     output.print_line("next:")

@@ -12,9 +12,10 @@ from esper.events import Envelope, fact_of
 _AT = "%Y-%m-%d %H:%M:%S"
 
 
-def event_data(envelope: Envelope) -> dict[str, Any]:
-    """Return everything a record holds, the fact decoded."""
+def event_data(envelope: Envelope, namespace: str | None = None) -> dict[str, Any]:
+    """Return everything a record holds, the fact decoded, and which log it is of where there are several."""
     return {
+        **({} if namespace is None else {"namespace": namespace}),
         "position": envelope.position,
         "type": envelope.type,
         "schema": envelope.schema,
@@ -31,16 +32,18 @@ def event_data(envelope: Envelope) -> dict[str, Any]:
     }
 
 
-def event_line(envelope: Envelope) -> str:
+def event_line(envelope: Envelope, namespace: str | None = None) -> str:
     """Return a record as one line: position, time (UTC), type, stream and the fact's fields.
 
-    On a terminal the line is cut to its width; elsewhere it is whole.
+    Where there are several logs, the position reads ``namespace:position``. On a terminal the line is cut to its width;
+    elsewhere it is whole.
     """
     kind, _, stream_key = envelope.stream.partition("/")
     fields = plain(fact_of(envelope))
     shown = " ".join(f"{name}={_short(value)}" for name, value in fields.items() if value != stream_key)
+    place = envelope.position if namespace is None else f"{namespace}:{envelope.position}"
     line = (
-        f"{envelope.position:>8}  {envelope.recorded_datetime:{_AT}}  {envelope.type:<22}  "
+        f"{place:>8}  {envelope.recorded_datetime:{_AT}}  {envelope.type:<22}  "
         f"{kind}/{_short(stream_key)}@{envelope.version}  {shown}"
     )
     line = line.replace("\n", " ").rstrip()

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from esper.cli.output import message, plain
 from esper.errors import (
     ArtifactDamaged,
+    ArtifactStoreUnavailable,
+    BusConnectionError,
     ConfigError,
     DependencyUnavailable,
     EsperError,
@@ -23,7 +25,10 @@ from esper.errors import (
     NotFound,
     NotReexecutable,
     ProjectionDiverged,
+    ProofFailed,
     ReplayDiverged,
+    SignatureInvalid,
+    SpoolDamaged,
 )
 
 if TYPE_CHECKING:
@@ -40,11 +45,20 @@ EXIT_INTERRUPTED = 130
 _EXITS: tuple[tuple[tuple[type[EsperError], ...], int], ...] = (
     ((ConfigError,), EXIT_USAGE),
     (
-        (LogDamaged, ArtifactDamaged, ProjectionDiverged, LogRegressed, ReplayDiverged),
+        (
+            LogDamaged,
+            SpoolDamaged,
+            ArtifactDamaged,
+            ProjectionDiverged,
+            LogRegressed,
+            ReplayDiverged,
+            ProofFailed,
+            SignatureInvalid,
+        ),
         EXIT_DIVERGED,
     ),
     ((NotFound,), EXIT_NOT_FOUND),
-    ((DependencyUnavailable, LogUnavailable), EXIT_UNAVAILABLE),
+    ((DependencyUnavailable, LogUnavailable, BusConnectionError, ArtifactStoreUnavailable), EXIT_UNAVAILABLE),
     ((NotReexecutable,), EXIT_NOT_REEXECUTABLE),
 )
 
@@ -55,6 +69,10 @@ _EXTRAS = {
     "safetensors": "train",
     "sklearn": "train",
     "mnist1d": "train",
+    "boto3": "s3",
+    "botocore": "s3",
+    "starlette": "daemons",
+    "uvicorn": "daemons",
 }
 
 

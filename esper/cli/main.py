@@ -16,6 +16,7 @@ import typer
 import typer.main
 
 from esper.cli.failures import EXIT_INTERRUPTED, fail, fail_usage
+from esper.cli.hoist import hoist
 from esper.cli.lazy import LazyGroup
 from esper.cli.session import Session
 
@@ -31,12 +32,14 @@ class Commands(LazyGroup):
         "demo": "Grow a network on real data, compare it with two controls, and write the report.",
         "train": "Train a task's host, let a policy grow it, and record every fact.",
         "run": "List, show, compare and annotate training runs.",
-        "log": "Read, verify and salvage the log of facts.",
+        "log": "Read, verify, seal, prove and salvage the log of facts.",
         "projections": "Show, rebuild and verify the tables.",
         "seed": "List and show seeds: what was grafted, and what became of it.",
         "blueprint": "List, show, verify and submit blueprints.",
         "kernel": "List and show kernels: blueprints compiled for a site.",
         "decision": "List and show what policies decided, with every probability.",
+        "handler": "Run handlers, show how they do, and decide about events they gave up on.",
+        "artifact": "List, fetch, store, verify and sign artifacts: weights, kernels, checkpoints.",
         "audit": "Tell what happened, and what caused it.",
         "replay": "Re-execute a run and compare, or tell its state at a point.",
         "config": "Show the settings and where each comes from.",
@@ -75,6 +78,24 @@ def esper(
     artifacts: Annotated[
         str | None, typer.Option(help="URL of the artifact store; ESPER_ARTIFACTS.", show_default=False)
     ] = None,
+    archive: Annotated[
+        str | None, typer.Option(help="URL of the archive of sealed history; ESPER_ARCHIVE.", show_default=False)
+    ] = None,
+    signing_key: Annotated[
+        Path | None, typer.Option(help="Private key that signs; ESPER_SIGNING_KEY.", show_default=False)
+    ] = None,
+    trusted_keys: Annotated[
+        Path | None,
+        typer.Option(help="Folder or file of trusted public keys; ESPER_TRUSTED_KEYS.", show_default=False),
+    ] = None,
+    spool: Annotated[
+        Path | None,
+        typer.Option(help="Folder of facts that wait while the log is away; ESPER_SPOOL.", show_default=False),
+    ] = None,
+    spool_bytes: Annotated[
+        int | None,
+        typer.Option(help="Most bytes that wait there; ESPER_SPOOL_BYTES.", show_default=False),
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option(help="Settings file; ESPER_CONFIG, `./esper.toml` if it is there.", show_default=False),
@@ -96,7 +117,8 @@ def esper(
 ) -> None:
     """Train networks that grow while they train; replay and audit every run.
 
-    Start with `esper demo`. Every reading command takes --json: data on stdout, messages on stderr.
+    Start with `esper demo`. The options below may stand before a command or after it.
+    Every reading command takes --json: data on stdout, messages on stderr.
     Exit codes: 0 ok, 1 error, 2 usage, 3 divergence or failed verification, 4 not found, 5 unavailable,
     6 facts verified but not re-executable.
     """
@@ -106,6 +128,11 @@ def esper(
         "log": log,
         "db": db,
         "artifacts": artifacts,
+        "archive": archive,
+        "signing_key": signing_key,
+        "trusted_keys": trusted_keys,
+        "spool": spool,
+        "spool_bytes": spool_bytes,
         "log_level": log_level,
         "log_format": log_format,
         "color": color,
@@ -117,13 +144,12 @@ def esper(
 
 def run(arguments: list[str]) -> int:
     """Run the program with these arguments and return its exit code; what goes wrong is told on stderr."""
-    debug = _DEBUG in arguments or os.environ.get("ESPER_DEBUG", "") not in ("", "0", "false")
-    as_json = "--json" in arguments
-    # --debug is for when something went wrong, so it is taken at the end of the line too.
-    arguments = [_DEBUG] * (_DEBUG in arguments) + [word for word in arguments if word != _DEBUG]
     command: Any = typer.main.get_command(app)
+    as_json = "--json" in arguments
+    debug = _DEBUG in arguments or os.environ.get("ESPER_DEBUG", "") not in ("", "0", "false")
     try:
-        code = command.main(args=arguments, prog_name="esper", standalone_mode=False)
+        front, rest = hoist(command, arguments)
+        code = command.main(args=[*front, *rest], prog_name="esper", standalone_mode=False)
         sys.stdout.flush()
     except typer.TyperException as error:
         return fail_usage(error, as_json=as_json)

@@ -18,12 +18,15 @@ if TYPE_CHECKING:
     import typer
 
     from esper.artifacts import ArtifactStore
+    from esper.artifacts.signing import VerifyKey
     from esper.oona.port import EventLog
+    from esper.oona.recording.delivery import Spool
+    from esper.oona.sealing.archive import Archive
     from esper.settings import Settings
 
 #: What people are told to do first.
 FIRST_STEP = "run `esper demo`"
-_PLACES = ("home", "log", "db", "artifacts")
+_PLACES = ("home", "log", "db", "artifacts", "archive", "signing_key", "trusted_keys", "spool")
 
 
 class Session:
@@ -43,7 +46,12 @@ class Session:
     def global_arguments(self) -> list[str]:
         """Return the global options that say where things are, as they were given on the command line."""
         given = {"config": self._config_file, **{name: self._flags.get(name) for name in _PLACES}}
-        return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+        return [
+            word
+            for name, value in given.items()
+            if value is not None
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
 
     def fold(self) -> None:
         """Bring the tables up to the log, so that they can be verified and queried at once."""
@@ -89,10 +97,25 @@ class Session:
         """
         return self._open_log(create=False)
 
+    def open_also(self, url: str) -> EventLog:
+        """Open another log than the one of the settings, which are those of both for all else."""
+        from esper.oona.open import open_configured
+
+        log = open_configured(self.settings.model_copy(update={"log": url}), create=False)
+        self._open.callback(log.close)
+        return log
+
     @cached_property
     def new_log(self) -> EventLog:
         """The log, made where there is none."""
         return self._open_log(create=True)
+
+    @cached_property
+    def spool(self) -> Spool | None:
+        """Where facts wait while the log is away; None for a log on this machine's disk."""
+        from esper.oona.recording.delivery import spool_for
+
+        return spool_for(self.settings.log, self.settings.spool, self.settings.spool_bytes)
 
     @cached_property
     def tables(self) -> Any:
@@ -118,16 +141,35 @@ class Session:
         """The artifact store."""
         from esper.artifacts import open_store
 
-        return open_store(self.settings.artifacts)
+        store = open_store(self.settings.artifacts)
+        self._open.callback(store.close)
+        return store
+
+    @cached_property
+    def trusted(self) -> list[VerifyKey]:
+        """The public keys that are trusted: those of the setting, and one's own."""
+        from esper.artifacts.signing import load_known
+
+        return load_known(self.settings.trusted_keys, self.settings.signing_key)
+
+    @cached_property
+    def archive(self) -> Archive:
+        """The archive of the log's sealed history; it is opened when it is first read."""
+        from esper.oona.open import namespace_of
+        from esper.oona.sealing.archive import Archive
+
+        archive = Archive(self.settings.archive, self.trusted, namespace=namespace_of(self.settings.log))
+        self._open.callback(archive.close)
+        return archive
 
     def _open_log(self, *, create: bool) -> EventLog:
         from esper.errors import NotFound
-        from esper.oona import open_log
+        from esper.oona.open import open_configured
         from esper.redact import mask_text
 
         url = self.settings.log
         try:
-            log = open_log(url, create=create)
+            log = open_configured(self.settings, create=create)
         except NotFound:
             raise NotFound(f"no log at {mask_text(url)}", hint=FIRST_STEP) from None
         self._open.callback(log.close)

@@ -36,7 +36,18 @@ def test_fresh_folder_is_in_order(esper: Esper, tmp_path: Path) -> None:
     code, checks = found(esper)
     assert code == 0
     assert {row["status"] for row in checks.values()} == {"ok"}
-    assert list(checks) == ["python", "packages", "torch", "settings", "home", "disk", "log", "tables", "artifacts"]
+    assert list(checks) == [
+        "python",
+        "packages",
+        "torch",
+        "settings",
+        "home",
+        "disk",
+        "log",
+        "tables",
+        "artifacts",
+        "sealing",
+    ]
     assert not (tmp_path / "home").exists()
 
 

@@ -38,6 +38,10 @@ COMMANDS = (
     f"audit trail {NEWER}",
     f"replay state {NEWER}",
     "config show",
+    "handler list",
+    "handler status --json",
+    "handler start projector --until-idle",
+    "handler start blueprint-verifier --until-idle",
 )
 #: Runs a command where importing torch fails, so that a hidden use of it shows as an error too.
 PROGRAM = (

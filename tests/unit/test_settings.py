@@ -26,6 +26,7 @@ def test_defaults_put_everything_under_the_home_folder(tmp_path: Path) -> None:
     assert settings.log == f"sqlite:///{home}/log.db"
     assert settings.db == f"sqlite:///{home}/tables.db"
     assert settings.artifacts == f"file:///{home}/artifacts"
+    assert (settings.signing_key, settings.trusted_keys) == (home / "keys" / "signing.pem", home / "keys")
     assert origins(settings)["home"] == "default"
     assert origins(settings)["log"] == "derived from home"
 
@@ -136,3 +137,10 @@ def test_passwords_in_urls_are_masked_when_shown_and_kept_when_used() -> None:
 
 def test_every_setting_is_described() -> None:
     assert all(value.description.endswith(".") for value in load_settings().explain())
+
+
+def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    settings = load_settings({"signing_key": "~/keys/mine.pem", "trusted_keys": "~/keys/team"})
+    assert settings.signing_key == Path("/home/ada/keys/mine.pem")
+    assert settings.trusted_keys == Path("/home/ada/keys/team")

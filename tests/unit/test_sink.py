@@ -14,7 +14,7 @@ from esper.events.run import RunPaused
 from esper.ids import derived_id
 from esper.oona import open_log
 from esper.oona.port import EventLog
-from esper.oona.recorder import Recorder
+from esper.oona.recording.recorder import Recorder
 from esper.tolaria.sink import RecordingSink
 
 RUN = "run-1"

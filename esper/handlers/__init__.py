@@ -1,0 +1,1 @@
+"""The processes: daemons that react to facts, on one shared runtime."""
