@@ -33,7 +33,7 @@ _SETTINGS = """\
 
 {header}
 
-A flag (before the command: `esper --home runs log verify`) beats the environment, which beats the file, which beats
+A flag (anywhere on the line: `esper log verify --home runs`) beats the environment, which beats the file, which beats
 the default. The file is `./esper.toml`, or the one that `--config` or `ESPER_CONFIG` names. `esper config show` prints
 every value and where it comes from, passwords masked.
 

@@ -7,11 +7,18 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import RedisServer
 
+from esper.oona.open import open_configured
+from esper.projections.digest import digests
+from esper.projections.open import open_tables
+from esper.projections.runner import Projector
+from esper.settings import load_settings
 from tests.independent_model import check_tables
 from tests.tampering import flip_byte_of_loss, flip_loss_and_rechain
 
@@ -118,3 +125,51 @@ def test_deleted_tables_come_back_with_the_same_digests(demo: tuple[Path, dict[s
     after = {row["table"]: row["live"] for row in data(copy, "projections", "verify")["tables"]}
     assert len(before) >= 11
     assert after == before
+
+
+@pytest.fixture(scope="module")
+def on_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str, dict[str, Any]]]:
+    """Run the same demo on a log in Redis; gives the state folder, the log's URL and the answer."""
+    folder = tmp_path_factory.mktemp("redis")
+    with RedisServer(folder / "server") as server:
+        yield folder / "home", server.url, data(folder / "home", "demo", "--log", server.url)
+
+
+def test_the_demo_on_redis_ends_with_the_same_parameters_bit_for_bit(
+    demo: tuple[Path, dict[str, Any]], on_redis: tuple[Path, str, dict[str, Any]]
+) -> None:
+    digests = [{name: arm["parameter_digest"] for name, arm in one["arms"].items()} for one in (demo[1], on_redis[2])]
+    assert digests[0] == digests[1]
+    assert all(len(digest) == 64 for digest in digests[0].values())
+
+
+def test_sealed_and_trimmed_history_on_redis_verifies_replays_and_restores(
+    on_redis: tuple[Path, str, dict[str, Any]], tmp_path: Path
+) -> None:
+    home, url, answer = on_redis
+    before = data(home, "log", "verify", "--log", url)
+    data(home, "log", "seal", "--trim", "--log", url)
+    note = ("run", "note", answer["run_id"], "sealed", "--log", url)
+    assert esper(home, *note, "--actor", "ada").returncode == 0
+    after = data(home, "log", "verify", "--log", url)
+    assert after["sealed_through"] == before["head_position"]
+    assert after["head_position"] == before["head_position"] + 1
+    assert data(home, "replay", "verify", answer["run_id"], "--log", url)["finished"]
+    sealed = data(home, "log", "seal", "--log", url)["sealed_through"]
+    target = f"sqlite:///{tmp_path / 'log.db'}"
+    act = ("--actor", "ada", "--reason", "the server burned down")
+    assert esper(home, "log", "restore", target, *act, "--log", url).returncode == 0
+    assert tables_at(target, sealed, tmp_path / "restored.db") == tables_at(url, sealed, tmp_path / "redis.db", home)
+    check_tables(tmp_path / "log.db", tmp_path / "restored.db")
+
+
+def tables_at(url: str, position: int, path: Path, home: Path | None = None) -> dict[str, str]:
+    """Return the digest of every table that a log gives up to a position."""
+    settings = load_settings({"log": url, "home": home or path.parent})
+    engine = open_tables(f"sqlite:///{path}")
+    with open_configured(settings, create=False) as log:
+        Projector(log, engine).catch_up(until=position)
+    with engine.connect() as connection:
+        found = digests(connection)
+    engine.dispose()
+    return found

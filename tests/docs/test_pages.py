@@ -26,12 +26,13 @@ from esper.blueprints.ops import OPS
 from esper.blueprints.rules import RULES
 from esper.blueprints.verify import verify
 from esper.cli.failures import exit_code
+from esper.cli.hoist import hoist
 from esper.cli.main import app
 from esper.events.decision import Schedule
 from esper.names import TopicNames
-from esper.oona.headfile import HeadFile
 from esper.oona.port import Head
-from esper.oona.sqlite_file import APPLICATION_ID, FORMAT, SCHEMA
+from esper.oona.sqlite.file import APPLICATION_ID, FORMAT, SCHEMA
+from esper.oona.sqlite.headfile import HeadFile
 from esper.tamiyo import POLICY_NAMES, GrowthLimits, Reason, settings_type
 from esper.tolaria.config import RunConfig
 from esper.tolaria.governor import GovernorSettings
@@ -78,6 +79,8 @@ def parse_command(words: list[str]) -> None:
     command: Any = typer.main.get_command(app)
     parent = None
     name = "esper"
+    front, rest = hoist(command, words)
+    words = [*front, *rest]
     while True:
         context = command.make_context(name, list(words), parent=parent, resilient_parsing=False)
         if not hasattr(command, "list_commands"):
@@ -92,7 +95,7 @@ def parse_command(words: list[str]) -> None:
 
 @pytest.mark.parametrize(("page", "command"), example_commands(), ids=lambda value: value[:60])
 def test_example_command_parses(page: str, command: str) -> None:
-    words = [_STAND_INS.get(word, word) for word in shlex.split(command, comments=True)[1:]]
+    words = [_STAND_INS.get(word, word) for word in shlex.split(command, comments=True)[1:] if word != "&"]
     try:
         parse_command(words)
     except typer.Exit as asked:

@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from esper import errors
+from esper.cli.hoist import hoist
 from esper.cli.main import app
 from esper.events import FACT_TYPES
 from esper.settings import setting_names
@@ -59,20 +60,12 @@ def named_commands(text: str) -> list[str]:
     return [command for command in spans + lines if command.startswith("esper ")]
 
 
-def without_global_options(words: list[str]) -> list[str]:
-    """Return the words from the noun on; a global option but the switches takes the word after it."""
-    while words and words[0].startswith("-"):
-        takes_one = "=" not in words[0] and words[0] not in ("--debug", "--version", "--help", "-h")
-        words = words[1 + takes_one :]
-    return words
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_a_page_names_exist(page: Path) -> None:
     root = typer.main.get_command(app)
     for command in named_commands(page.read_text(encoding="utf-8")):
-        words = without_global_options(shlex.split(command, comments=True)[1:])
-        if not words:
+        _, words = hoist(root, shlex.split(command, comments=True)[1:])
+        if not words or words[0].startswith("-"):  # e.g. `esper --version`
             continue
         noun = root.get_command(None, words[0])
         assert noun is not None, f"{page.name} names `{command}`"

@@ -17,7 +17,7 @@ from builders import append, history, library
 from independent_model import check_tables
 
 from esper.oona.open import open_log
-from esper.oona.sqlite import SqliteLog
+from esper.oona.sqlite.log import SqliteLog
 from esper.projections.digest import digests
 from esper.projections.open import open_tables
 from esper.projections.rebuild import rebuild
