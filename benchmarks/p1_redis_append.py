@@ -13,16 +13,33 @@ import time
 from importlib.metadata import version
 
 import redis
-from msgspec.structs import asdict
+from msgspec.structs import asdict, replace
 
 from benchmarks.measure import interleave, report, scratch
-from benchmarks.p2_append import BATCH, STREAM, events
+from benchmarks.p2_append import BATCH, RUN_ID, step
 from benchmarks.redis_server import redis_server
-from esper.events import encode_fact
+from esper.events import Event, encode_fact
+from esper.ids import derived_id
 from esper.oona.redis.log import RedisLog
 
 BATCHES = 5
+#: A run's id long enough for a payload of 200 bytes.
+LONG_ID = RUN_ID + "-" + 38 * "0"
+STREAM = f"run/{LONG_ID}"
 DIGEST = "30313233343536373839616263646566"
+
+
+def events(first: int) -> list[Event]:
+    """Return a batch of events, the first with this ordinal."""
+    return [
+        Event(
+            fact=replace(step(ordinal), run_id=LONG_ID),
+            event_id=derived_id("run", LONG_ID, 1, ordinal),
+            sender_id="tolaria",
+            trace_id="0af7651916cd43dd8448eb211c80319c",
+        )
+        for ordinal in range(first, first + BATCH)
+    ]
 
 
 class Ours:
@@ -76,7 +93,7 @@ class Raw:
                 (
                     one.event_id.hex(),
                     one.trace_id,
-                    {**asdict(one.fact), "samples_digest": "30313233343536373839616263646566"},
+                    {**asdict(one.fact), "samples_digest": DIGEST},
                 )
                 for one in events(self.ordinal + 1)
             ]
