@@ -34,7 +34,8 @@ from esper.oona.port import EventLog, Receipt
 from esper.tamiyo import KernelOption, Policy
 from esper.tolaria import determinism
 from esper.tolaria.config import RunConfig, from_plain
-from esper.tolaria.launch import options_of, policy_maker, started_fields
+from esper.tolaria.launch import policy_maker, started_fields
+from esper.tolaria.recorded import options_of
 from esper.tolaria.session import Session
 from esper.tolaria.task import load_task
 from esper.tolaria.trainer import Prepared, prepare, train

@@ -120,10 +120,13 @@ def status(
     for member in (member for row in rows for member in row["members"]):
         member["started_at"] = dt.datetime.fromtimestamp(member["started_at"] / 1e6, tz=dt.UTC)
     if name is None:
-        output.print_rows(rows, _STATUS, as_json=as_json, empty="no handler ever ran on this log")
+        output.print_rows(rows, _STATUS, as_json=as_json, empty="no handler is at work on this log")
         return
     if not rows:
-        raise NotFound(f"no handler {name!r} ever ran on this log", hint="`esper handler list` lists what ships")
+        raise NotFound(
+            f"no handler {name!r} is at work on this log, and none has left a position",
+            hint="`esper handler start NAME` starts one; `esper handler list` lists what ships",
+        )
     if as_json:
         output.print_json(rows[0])
         return

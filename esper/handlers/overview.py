@@ -55,11 +55,11 @@ class HandlerView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def overview(log: EventLog, handler: str | None = None, *, watch: bool = True) -> list[HandlerView]:
-    """Return how each handler that ever ran on a log does, by name.
+    """Return how each handler does that is at work on a log, or has left a position or parked events, by name.
 
     Args:
         log: The log.
-        handler: Only this one; nothing is returned if it never ran.
+        handler: Only this one; nothing is returned if there is none.
         watch: Wait until it is known which members are alive.
     """
     there = members(log, handler, watch=watch)

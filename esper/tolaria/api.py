@@ -32,15 +32,9 @@ from esper.tolaria import determinism
 from esper.tolaria.config import RunConfig, from_plain, timetable, to_plain
 from esper.tolaria.controller import MakePolicy
 from esper.tolaria.evaluation import Evaluate, Evaluation
-from esper.tolaria.launch import (
-    RecordedRun,
-    deliver_first,
-    forge_kernels,
-    offered_blueprints,
-    policy_maker,
-    recorded_run,
-    started_fields,
-)
+from esper.tolaria.launch import deliver_first, policy_maker, started_fields
+from esper.tolaria.offers import forge_kernels, offered_blueprints
+from esper.tolaria.recorded import RecordedRun, recorded_run
 from esper.tolaria.session import Session
 from esper.tolaria.sink import RecordingSink
 from esper.tolaria.task import samples_digest

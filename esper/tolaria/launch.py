@@ -16,30 +16,23 @@ from torch import nn
 
 from esper.artifacts.store import ArtifactStore
 from esper.blueprints.forge import Forge
-from esper.blueprints.ir import Blueprint, parse
-from esper.blueprints.library import load_library
-from esper.errors import ConfigError, NotFound, TrainingError
-from esper.events import fact_of
-from esper.events.blueprint import BlueprintRetired, BlueprintSubmitted
-from esper.events.run import CheckpointSaved, RunFinished, RunResumed, RunStarted, TrainingStepCompleted
-from esper.events.seed import KernelsOffered
+from esper.errors import ConfigError, TrainingError
+from esper.events.run import RunResumed, RunStarted
 from esper.ids import new_run_id, new_trace_id
-from esper.kasmina import Growth
 from esper.logs import bound, get_logger
-from esper.oona.port import EventLog, iterate_stream
+from esper.oona.port import EventLog
 from esper.oona.recording.delivery import Spool
 from esper.oona.recording.recorder import Recorder
 from esper.tamiyo import KernelOption, Policy, make_policy
 from esper.tolaria import determinism, provenance
 from esper.tolaria.config import CONFIG_VERSION, RunConfig, check, from_plain, to_plain
 from esper.tolaria.controller import MakePolicy
+from esper.tolaria.offers import forge_kernels, offered_blueprints
+from esper.tolaria.recorded import recorded_run
 from esper.tolaria.session import Session
 from esper.tolaria.sink import RecordingSink
 from esper.tolaria.task import load_task
 from esper.tolaria.trainer import prepare, train
-
-#: Blueprints that are offered only when a run asks for them by name: a placebo is no growth.
-_ON_REQUEST = frozenset({"noop"})
 
 
 class Trained(NamedTuple):
@@ -216,77 +209,6 @@ def deliver_first(spool: Spool | None, log: EventLog) -> None:
             messages.warning("a spool file stays", spool=str(one.path), reason=one.outcome, target=one.target)
 
 
-class RecordedRun(NamedTuple):
-    """What resuming needs to know of a run."""
-
-    started: RunStarted
-    checkpoint: CheckpointSaved | None
-    kernels: dict[str, list[KernelOption]]
-    #: Version of the run's stream.
-    version: int
-    attempts: int
-    #: Last step of the last attempt.
-    last_step: int
-    finished: bool
-
-    def resumption(self, reason: str) -> dict[str, Any]:
-        """Return the fields of RunResumed."""
-        from_step = 0 if self.checkpoint is None else self.checkpoint.step
-        return {
-            "from_step": from_step,
-            "checkpoint_digest": b"" if self.checkpoint is None else self.checkpoint.digest,
-            "redone_steps": max(0, self.last_step - from_step),
-            "reason": reason,
-            "environment_digest": determinism.environment_digest(determinism.environment()),
-            "writer": new_trace_id(),
-        }
-
-
-def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
-    """Read what resuming needs from the run's own stream.
-
-    Raises:
-        NotFound: The log has no such run.
-    """
-    started: RunStarted | None = None
-    checkpoint: CheckpointSaved | None = None
-    kernels: dict[str, list[KernelOption]] = {}
-    version, attempts, last_step, finished = 0, 1, 0, False
-    for envelope in iterate_stream(log, f"run/{run_id}"):
-        version = envelope.version
-        fact = fact_of(envelope)
-        attempts = max(attempts, getattr(fact, "attempt", 1))
-        if isinstance(fact, RunStarted):
-            started = fact
-        elif isinstance(fact, TrainingStepCompleted):
-            last_step = fact.step
-        elif isinstance(fact, CheckpointSaved):
-            checkpoint = fact
-        elif isinstance(fact, KernelsOffered):
-            kernels[fact.site] = options_of(fact)
-        elif isinstance(fact, RunFinished):
-            finished = True
-    if started is None:
-        raise NotFound(f"no run {run_id!r} in the log", hint="`esper run list` shows the runs")
-    if checkpoint is None:
-        kernels = {}
-    return RecordedRun(started, checkpoint, kernels, version, attempts, last_step, finished)
-
-
-def options_of(fact: KernelsOffered) -> list[KernelOption]:
-    """Return the kernels a fact offers."""
-    return [
-        KernelOption(
-            kernel_id=offer.kernel_id,
-            blueprint_id=offer.blueprint_id,
-            name=offer.name,
-            parameters=offer.parameters,
-            flops=offer.flops,
-        )
-        for offer in fact.offers
-    ]
-
-
 def policy_maker(config: RunConfig) -> MakePolicy:
     """Return what makes the configured policy; wrong names and settings are found here, before anything starts.
 
@@ -324,57 +246,6 @@ def started_fields(
         "environment_digest": determinism.environment_digest(environment),
         "dataset_digest": dataset_digest,
     }
-
-
-def forge_kernels(growth: Growth, config: RunConfig, forge: Forge, log: EventLog) -> dict[str, list[KernelOption]]:
-    """Compile and measure what fits the sites, and return the validated kernels by site, smallest name first."""
-    blueprints = offered_blueprints(config, log)
-    references = forge.ensure([site.signature for site in growth.sites.values()], blueprints)
-    return {
-        path: [
-            KernelOption(
-                kernel_id=one.kernel_id,
-                blueprint_id=one.blueprint_id,
-                name=one.name,
-                parameters=one.parameters,
-                flops=one.flops,
-            )
-            for one in sorted(references, key=lambda reference: (reference.name, reference.kernel_id))
-            if one.signature == site.signature
-        ]
-        for path, site in growth.sites.items()
-    }
-
-
-def offered_blueprints(config: RunConfig, log: EventLog) -> Sequence[Blueprint]:
-    """Return the library's blueprints and the submitted ones that a run may use.
-
-    Raises:
-        NotFound: The configuration names a blueprint that does not exist.
-    """
-    known = {**load_library(), **_submitted(log)}
-    if config.blueprints is None:
-        return [blueprint for name, blueprint in sorted(known.items()) if name not in _ON_REQUEST]
-    unknown = sorted(set(config.blueprints) - known.keys())
-    if unknown:
-        raise NotFound(
-            f"no blueprint is called {', '.join(unknown)}", hint=f"known blueprints: {', '.join(sorted(known))}"
-        )
-    return [known[name] for name in sorted(config.blueprints)]
-
-
-def _submitted(log: EventLog) -> dict[str, Blueprint]:
-    found: dict[str, Blueprint] = {}
-    for stream in log.streams("blueprint/"):
-        submitted, retired = None, False
-        for envelope in iterate_stream(log, stream):
-            fact = fact_of(envelope)
-            if isinstance(fact, BlueprintSubmitted):
-                submitted = fact
-            retired = retired or isinstance(fact, BlueprintRetired)
-        if submitted is not None and not retired:
-            found[submitted.name] = parse(submitted.architecture_ir)
-    return found
 
 
 @contextmanager
