@@ -7,6 +7,7 @@ Belongs here: everything that is about the protocol and not about what is kept. 
 from __future__ import annotations
 
 import os
+import random
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,6 +165,8 @@ def asking(place: S3Place, verb: str, name: str = "") -> Iterator[None]:
     from botocore import exceptions as boto
 
     told = f"{place.url}{'/' if name else ''}{name} cannot be {verb}: "
+    # botocore spreads its tries by the global generator, which belongs to the run that trains: it is in checkpoints.
+    random_state = random.getstate()
     try:
         yield
     except boto.ClientError as error:
@@ -183,6 +186,8 @@ def asking(place: S3Place, verb: str, name: str = "") -> Iterator[None]:
         ) from error
     except boto.BotoCoreError as error:
         raise ArtifactError(told + _plain(error), hint="check the AWS settings of the environment") from error
+    finally:
+        random.setstate(random_state)
 
 
 def _refusal(place: S3Place, told: str, response: Mapping[str, Any]) -> ArtifactError:

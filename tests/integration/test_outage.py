@@ -17,7 +17,7 @@ from esper.artifacts import open_store
 from esper.errors import LogUnavailable
 from esper.events import Envelope, fact_of
 from esper.events.base import RunFact
-from esper.events.run import EpochCompleted, RunFinished, TrainingStepCompleted
+from esper.events.run import CheckpointSaved, EpochCompleted, RunFinished, TrainingStepCompleted
 from esper.oona import EventLog, MemoryLog, open_log
 from esper.oona.port import iterate
 from esper.oona.recording.delivery import Spool, spool_for
@@ -48,9 +48,10 @@ def spool_of(server: RedisServer, folder: Path, *, patience_s: float = 60.0) -> 
 
 
 def digests(log: EventLog) -> list[bytes]:
-    """Return the parameters' digest after each epoch and at the end."""
+    """Return the parameters' digest after each epoch and at the end, and of each checkpoint all there is to resume."""
     facts = [fact_of(envelope) for envelope in iterate(log)]
-    return [fact.parameter_digest for fact in facts if isinstance(fact, EpochCompleted | RunFinished)]
+    parameters = [fact.parameter_digest for fact in facts if isinstance(fact, EpochCompleted | RunFinished)]
+    return parameters + [fact.digest for fact in facts if isinstance(fact, CheckpointSaved)]
 
 
 @pytest.fixture(scope="module")

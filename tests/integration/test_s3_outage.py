@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,3 +63,13 @@ def test_a_run_whose_store_is_away_fails_and_goes_on_to_the_same_bits(where: Pla
     (whole,), (finished,) = of(where, "whole", RunFinished), of(where, "cut off", RunFinished)
     assert finished.parameter_digest == whole.parameter_digest
     where.log.verify()
+
+
+def test_a_store_that_is_asked_again_and_again_leaves_the_runs_random_numbers_alone(s3: S3Server) -> None:
+    place = parse_s3_url(s3.url(s3.new_bucket()))
+    with ContentStore(S3Shelf(place, connect(place, attempts=3))) as store:
+        random.seed(7)
+        expected = random.getstate()
+        s3.fault("status", status=503, code="SlowDown", times=2, method="PUT")
+        assert store.get(store.put(b"bytes")) == b"bytes"
+        assert random.getstate() == expected

@@ -71,6 +71,7 @@ class OonaClient:
         self._idle_s = idle_s
         self._retries = retries
         self._retry_delay_s = retry_delay_s
+        self._jitter = random.Random()  # noqa: S311 - spreads tries, keeps no secret
         self._opening = asyncio.Lock()
         self._log: EventLog | None = None
         self._publisher: Publisher | None = None
@@ -274,7 +275,7 @@ class OonaClient:
                     raise BusConnectionError(
                         f"{mask_text(self.redis_url)} cannot be used: {error.message}", hint=error.hint
                     ) from error
-            await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1) * random.uniform(0.5, 1.0))  # noqa: S311
+            await asyncio.sleep(self._retry_delay_s * 2 ** (attempt - 1) * self._jitter.uniform(0.5, 1.0))
         raise BusConnectionError(f"{mask_text(self.redis_url)} was not tried", hint="set retries to 1 or more")
 
     def _subscribe(

@@ -32,6 +32,8 @@ __all__ = ["END", "Consumer", "Delivery", "Lag"]
 
 #: ``start`` value: a new group begins with what is appended after its first member came.
 END = -1
+#: A generator of its own: the global one may belong to a run that trains in the same process.
+_OWN = random.Random()  # noqa: S311 - spreads tries, keeps no secret
 #: Records per read.
 _PAGE = 500
 #: Bytes of payloads held in memory at which reading pauses.
@@ -75,7 +77,7 @@ class Consumer:
         store: ArtifactStore | None = None,
         clock: Clock | None = None,
         monotonic: Callable[[], float] = steady_s,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = _OWN.random,
     ) -> None:
         """Prepare to join a group; the first ``poll`` joins it.
 

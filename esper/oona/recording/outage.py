@@ -22,6 +22,8 @@ from esper.oona.port import EventLog, Receipt
 from esper.oona.recording.delivery import Delivery, Spool
 from esper.oona.recording.spool import SpooledBatch, SpooledFact, frame_of
 
+#: A generator of its own: the global one belongs to the run that trains beside this thread, and is in its checkpoints.
+_OWN = random.Random()  # noqa: S311 - spreads tries, keeps no secret
 #: Seconds between tries: the first delay, doubled up to the longest, each drawn between half and whole.
 FIRST_DELAY_S = 0.1
 MOST_DELAY_S = 5.0
@@ -56,7 +58,7 @@ class Outage:
         on_change: Callable[[], None],
         first_delay_s: float = FIRST_DELAY_S,
         most_delay_s: float = MOST_DELAY_S,
-        chance: Callable[[], float] = random.random,
+        chance: Callable[[], float] = _OWN.random,
     ) -> None:
         """Make the file; nothing is delivered before the first ``write``.
 
