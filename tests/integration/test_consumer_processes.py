@@ -202,13 +202,13 @@ def test_members_come_and_go_under_load_and_no_stream_has_two_owners_or_goes_bac
     runs = itertools.cycle(f"run-{number}" for number in range(9))
 
     def load_until(what: Callable[[], object]) -> None:
-        """Append notes, about a hundred a second, until something holds."""
-        deadline = time.monotonic() + PATIENCE_S
+        """Append notes, some fifty a second, until something holds."""
+        deadline = time.monotonic() + 2 * PATIENCE_S
         while not what():
             assert time.monotonic() < deadline, group.journal[-20:]
             for _ in range(5):
                 group.append(next(runs), f"0.00{len(group.notes) % 5}")
-            time.sleep(0.05)
+            time.sleep(0.1)
 
     def works(*members: str) -> Callable[[], bool]:
         """Return what tells whether each of these members ended ten notes since now."""

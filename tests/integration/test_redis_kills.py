@@ -58,8 +58,18 @@ def test_the_kill_test_finds_a_server_that_keeps_nothing_in_files(tmp_path: Path
 
 
 def test_processes_that_race_one_stream_win_each_version_once(tmp_path: Path) -> None:
-    with RedisServer(tmp_path / "redis") as server:
-        with Crew(server.url, tmp_path / "acks", ["ada", "bob", "eve"], "shared", "together", batches=25) as crew:
+    # They are to race: on a busy machine one may have the stream to itself for long, and then they try again.
+    for attempt in range(5):
+        turns = race_one_stream(tmp_path / str(attempt))
+        if turns >= 10:
+            return
+    raise AssertionError(f"the writers took turns {turns} times only")
+
+
+def race_one_stream(folder: Path) -> int:
+    """Let three processes append to one stream, check what came of it, and return how often the writer changed."""
+    with RedisServer(folder / "redis") as server:
+        with Crew(server.url, folder / "acks", ["ada", "bob", "eve"], "shared", "together", batches=25) as crew:
             crew.finish()
             receipts = crew.receipts
         with open_log(server.url) as log:
@@ -70,9 +80,8 @@ def test_processes_that_race_one_stream_win_each_version_once(tmp_path: Path) ->
             assert all(one.version == one.expected + one.size for one in receipts)
             assert len({one.version for one in receipts}) == len(receipts) == 75
             log.verify()
-        # They did race: no writer had the stream to itself for long.
-        order = [one.writer for one in sorted(receipts, key=lambda one: one.first)]
-        assert sum(one != other for one, other in itertools.pairwise(order)) >= 10
+    order = [one.writer for one in sorted(receipts, key=lambda one: one.first)]
+    return sum(one != other for one, other in itertools.pairwise(order))
 
 
 def test_processes_that_race_one_log_leave_no_gap(tmp_path: Path) -> None:
