@@ -41,7 +41,8 @@ Belongs here: exception classes with their stable code and hint. Does not belong
     │   └── ArtifactStoreUnavailable (ConnectionError)
     ├── BlueprintError (ValueError)          E-BP-*
     │   ├── BlueprintInvalid
-    │   └── KernelRefused
+    │   ├── KernelRefused
+    │   └── WorkFailed
     ├── GrowthError                          E-GRW-*
     │   ├── SiteUnsupported (ValueError)
     │   ├── IllegalTransition (ValueError)
@@ -362,6 +363,17 @@ class KernelRefused(BlueprintError):
     """A kernel failed a check of the crucible or does not fit the site."""
 
     code = "E-BP-003"
+
+
+class WorkFailed(BlueprintError):
+    """Work on a blueprint or kernel was stopped in the process that did it, or that process died.
+
+    Attributes:
+        reason: error, time_limit, memory_limit, died, forked or stopped.
+    """
+
+    code = "E-BP-004"
+    reason: str
 
 
 class GrowthError(EsperError):

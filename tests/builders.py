@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
+import msgspec
+
 from esper.events import Event, Fact
 from esper.events.blueprint import BlueprintRejected, BlueprintRetired, BlueprintSubmitted
 from esper.events.decision import (
@@ -32,10 +34,17 @@ from esper.events.decision import (
 from esper.events.handler import BacklogHandled, EventParked, EventRetried, EventSkipped
 from esper.events.kernel import (
     CompilationFailed,
+    CompilationLeased,
+    CompilationRequested,
     KernelCharacterized,
     KernelCompiled,
+    KernelFormCompiled,
+    KernelFormRefused,
+    KernelQuarantined,
     KernelRejected,
+    KernelTagged,
     KernelValidated,
+    MeasurementRequested,
 )
 from esper.events.lifecycle import SeedState, Trigger, edge
 from esper.events.message import MessagePublished
@@ -137,8 +146,98 @@ def library(sites: int = 4) -> list[Fact]:
             message="3 is not 4",
         )
     )
+    facts += _worked("mutant", "body.0")
     facts.append(BlueprintRetired(blueprint_id=blueprint_id("affine"), reason="too weak", actor="operator:ada"))
     return facts
+
+
+def _worked(name: str, site: str) -> list[Fact]:
+    """Return what workers do to a mutated blueprint: two leases, forms, a tag, a quarantine, more measuring."""
+    bid, kid, job = blueprint_id(name), kernel_id(name, site), digest("job", name, site).hex()[:32]
+    compiled, characterized, validated = _kernel(name, site, valid=True)
+    form = {
+        "blueprint_id": bid,
+        "kernel_id": kid,
+        "toolchain": "torch 2.13.0",
+        "hardware": "x86_64 AVX2",
+        "value_difference": 1e-7,
+        "gradient_difference": 2e-7,
+        "tolerance": 1e-5,
+    }
+    made = KernelFormCompiled(
+        **form,  # type: ignore[arg-type]
+        pipeline="export",
+        form_digest=digest("form", kid),
+        compile_seconds=1.5,
+        size_bytes=4096,
+        peak_memory_bytes=None,
+        eager_step_s=1e-3,
+        form_step_s=9e-4,
+        chosen=True,
+        signed_by=None,
+    )
+    refused = KernelFormRefused(**form, pipeline="inductor", reason="unavailable", message="no compiler")  # type: ignore[arg-type]
+    wanted = MeasurementRequested(
+        blueprint_id=bid, kernel_id=kid, reason="another toolchain", toolchain="torch 3", requested_by="urabrask"
+    )
+    leases = [
+        CompilationLeased(job_id=job, blueprint_id=bid, worker=f"tezzeret-{n}", token=n, attempt=n) for n in (1, 2)
+    ]
+    return [
+        BlueprintSubmitted(
+            blueprint_id=bid,
+            name=name,
+            kind="gate",
+            architecture_ir="{}",
+            submitted_by="karn",
+            parent=blueprint_id("affine"),
+            mutation="widen",
+            novelty=0.25,
+        ),
+        CompilationRequested(
+            job_id=job, blueprint_id=bid, signature={"kind": "linear"}, pipelines=["export"], requested_by="tolaria"
+        ),
+        *leases,
+        msgspec.structs.replace(compiled, job_id=job, worker="tezzeret-2", hardware="x86_64 AVX2", signed_by="ab12"),
+        characterized,
+        validated,
+        made,
+        refused,
+        msgspec.structs.replace(made, compile_seconds=2.5),
+        KernelTagged(
+            blueprint_id=bid,
+            kernel_id=kid,
+            tags=["fast", "small"],
+            thresholds={"fast": 1.5},
+            compared_with=7,
+            risk=0.25,
+            confidence=0.5,
+            measurements_digest=digest("measured", kid),
+        ),
+        KernelQuarantined(
+            blueprint_id=bid,
+            kernel_id=kid,
+            reason="damaged",
+            message="other bytes",
+            evidence_digest=digest("bad", kid),
+            found_by="tolaria",
+        ),
+        wanted,
+        msgspec.structs.replace(characterized, toolchain="torch 3", peak_memory_bytes=1 << 20),
+        validated,
+        CompilationRequested(
+            job_id=job[::-1], blueprint_id=bid, signature={"kind": "norm"}, pipelines=[], requested_by="tolaria"
+        ),
+        msgspec.structs.replace(leases[0], job_id=job[::-1]),
+        CompilationFailed(
+            blueprint_id=bid,
+            signature={"kind": "norm"},
+            error="WorkFailed",
+            message="too slow",
+            job_id=job[::-1],
+            reason="time_limit",
+        ),
+    ]
 
 
 def _kernel(name: str, site: str, *, valid: bool) -> list[Fact]:

@@ -26,7 +26,7 @@ _JSON = {
         (
             "reasons", "signature", "symbols", "checks", "numbers", "failed", "config", "seeds", "packages",
             "environment", "data", "evidence", "observation", "legal", "masked", "probabilities", "action", "random",
-            "schedule",
+            "schedule", "pipelines", "tags", "tag_thresholds", "forms", "quarantined",
         ),
         True,
     ),
@@ -34,6 +34,7 @@ _JSON = {
 _KEYS = {
     "blueprints": "blueprint_id valid_from",
     "compiled_kernels": "kernel_id valid_from",
+    "compile_jobs": "job_id valid_from",
     "runs": "run_id valid_from",
     "run_starts": "run_id position",
     "steps": "position",
@@ -176,7 +177,7 @@ def _run_events(raw: Raw) -> list[Row]:
         found.append(_pick(event, "run_id position attempt recorded_at type", step=step, seed_id=seed, data=data))
     for row in found:
         row |= {"site": None, "superseded_at": None}
-    for event in raw.of("SeedTransitionRefused", "CounterfactualMeasured", "SeedFaulted", "SeedFolded"):
+    for event in raw.of("SeedTransitionRefused", "KernelLoaded", "CounterfactualMeasured", "SeedFaulted", "SeedFolded"):
         data = _hexed(event, _NUMBERING | {"seed_id", "site"})
         names = "run_id step position attempt recorded_at type seed_id site"
         found.append(_pick(event, names, data=data, superseded_at=_dated(raw, event)))
@@ -451,9 +452,15 @@ def _seed(raw: Raw, run_id: str, life: list[Row], at: int) -> Row:
 
 def _blueprints(raw: Raw) -> list[Row]:
     mine: dict[str, list[Row]] = defaultdict(list)
-    kinds = ["BlueprintSubmitted", "BlueprintRejected", "BlueprintRetired", "KernelCompiled", "CompilationFailed"]
+    kinds = [
+        "BlueprintSubmitted", "BlueprintRejected", "BlueprintRetired", "KernelCompiled", "CompilationFailed",
+        "CompilationLeased",
+    ]  # fmt: skip
     for event in raw.of(*kinds):
-        mine[event["blueprint_id"]].append(event)
+        before = mine[event["blueprint_id"]]
+        settled = any(e["type"] in {"KernelCompiled", "BlueprintRetired"} for e in before)
+        if event["type"] != "CompilationLeased" or not settled:
+            before.append(event)
     found = []
     for events in mine.values():
         found += _versions((e["position"] for e in events), lambda at, events=events: _blueprint(events, at))
@@ -465,6 +472,7 @@ def _blueprint(events: list[Row], at: int) -> Row:
     since = entry["position"]
     retired = _last(events, at, "BlueprintRetired", after=since)
     failed = _last(events, at, "CompilationFailed", after=since)
+    tried = _last(events, at, "CompilationFailed", "CompilationLeased", after=since)
     kernels = {e["kernel_id"] for e in events if e["type"] == "KernelCompiled" and e["position"] <= at}
     rejected = entry["type"] == "BlueprintRejected"
     if retired:
@@ -472,7 +480,8 @@ def _blueprint(events: list[Row], at: int) -> Row:
     elif rejected:
         status = "failed"
     else:
-        status = "compiled" if kernels else "failed" if failed else "submitted"
+        tries = {"CompilationFailed": "failed", "CompilationLeased": "compiling"}
+        status = "compiled" if kernels else tries.get(tried.get("type", ""), "submitted")
     return {
         "blueprint_id": entry["blueprint_id"],
         "name": entry["name"],
@@ -485,12 +494,19 @@ def _blueprint(events: list[Row], at: int) -> Row:
         "last_error": f"{failed['error']}: {failed['message']}" if failed else None,
         "retired_by": retired.get("actor"),
         "retired_reason": retired.get("reason"),
+        "parent": entry.get("parent"),
+        "mutation": entry.get("mutation"),
+        "novelty": entry.get("novelty"),
     }
 
 
 def _compiled_kernels(raw: Raw) -> list[Row]:
     mine: dict[str, list[Row]] = defaultdict(list)
-    for event in raw.of("KernelCompiled", "KernelCharacterized", "KernelValidated", "KernelRejected"):
+    kinds = [
+        "KernelCompiled", "KernelCharacterized", "KernelValidated", "KernelRejected", "KernelFormCompiled",
+        "KernelFormRefused", "MeasurementRequested", "KernelTagged", "KernelQuarantined",
+    ]  # fmt: skip
+    for event in raw.of(*kinds):
         mine[event["kernel_id"]].append(event)
     found = []
     for events in mine.values():
@@ -505,24 +521,91 @@ def _kernel(events: list[Row], at: int) -> Row:
     judged = _last(events, at, "KernelValidated", "KernelRejected", after=since)
     statuses = {"KernelValidated": "validated", "KernelRejected": "rejected"}
     latest = _last(events, at, "KernelCharacterized", "KernelValidated", "KernelRejected", after=since)
+    stopped = _last(events, at, "KernelValidated", "KernelRejected", "KernelQuarantined", after=since)
+    bad = stopped if stopped.get("type") == "KernelQuarantined" else {}
+    wanted = _last(events, at, "MeasurementRequested", "KernelCharacterized", after=since)
+    tagged = _last(events, at, "KernelTagged", after=since)
     names = (
         "kernel_id blueprint_id signature symbols parameters flops size_bytes compile_seconds toolchain"  # as compiled
     )
     return {
         **_pick(made, names),
-        "status": statuses.get(judged.get("type", ""), "pending_benchmarking"),
+        "status": "pending_benchmarking" if bad else statuses.get(judged.get("type", ""), "pending_benchmarking"),
         **{
             name: measured.get(name)
             for name in ("checks", "numbers", "latency_p50_s", "latency_p99_s", "measured_seconds")
         },
         "failed": judged.get("failed"),
         "measurements_digest": latest.get("measurements_digest"),
+        "measured_toolchain": measured.get("toolchain"),
+        "measured_hardware": measured.get("hardware"),
+        "peak_memory_bytes": measured.get("peak_memory_bytes"),
+        "measurement_wanted": wanted.get("reason"),
+        "compile_memory_bytes": made.get("peak_memory_bytes"),
+        **{name: made.get(name) for name in ("job_id", "worker", "hardware", "signed_by")},
+        **{name: tagged.get(name) for name in ("tags", "compared_with", "risk", "confidence")},
+        "tag_thresholds": tagged.get("thresholds"),
+        "forms": _forms(events, since, at),
+        "quarantined": None
+        if not bad
+        else {
+            **_pick(bad, "reason message found_by"),
+            "evidence_digest": None if bad["evidence_digest"] is None else bad["evidence_digest"].hex(),
+        },
+    }
+
+
+def _forms(events: list[Row], since: int, at: int) -> list[Row]:
+    statuses = {"KernelFormCompiled": "compiled", "KernelFormRefused": "refused"}
+    latest: dict[tuple[str, ...], Row] = {}
+    for event in events:
+        if event["type"] in statuses and since <= event["position"] <= at:
+            key = (event["pipeline"], event["toolchain"], event["hardware"])
+            latest.pop(key, None)
+            kept = {
+                name: value for name, value in event.items() if name not in _NUMBERING | {"blueprint_id", "kernel_id"}
+            }
+            plain = {name: value.hex() if isinstance(value, bytes) else value for name, value in kept.items()}
+            latest[key] = {"status": statuses[event["type"]], **plain}
+    return list(latest.values())
+
+
+def _compile_jobs(raw: Raw) -> list[Row]:
+    mine: dict[str, list[Row]] = defaultdict(list)
+    for event in raw.of("CompilationRequested", "CompilationLeased", "KernelCompiled", "CompilationFailed"):
+        if event.get("job_id") is not None:
+            mine[event["job_id"]].append(event)
+    found = []
+    for events in mine.values():
+        if any(event["type"] == "CompilationRequested" for event in events):
+            found += _versions((e["position"] for e in events), lambda at, events=events: _job(events, at))
+    return found
+
+
+def _job(events: list[Row], at: int) -> Row:
+    asked = _last(events, at, "CompilationRequested")
+    since = asked["position"]
+    leased = _last(events, at, "CompilationLeased", after=since)
+    made = _last(events, at, "KernelCompiled", after=since)
+    failed = _last(events, at, "CompilationFailed", after=since)
+    latest = _last(events, at, "CompilationLeased", "KernelCompiled", "CompilationFailed", after=since)
+    statuses = {"CompilationLeased": "leased", "KernelCompiled": "compiled", "CompilationFailed": "failed"}
+    leases = [e for e in events if e["type"] == "CompilationLeased" and since < e["position"] <= at]
+    return {
+        **_pick(asked, "job_id blueprint_id signature pipelines requested_by"),
+        "status": statuses.get(latest.get("type", ""), "requested"),
+        **{name: leased.get(name) for name in ("worker", "token", "attempt")},
+        "leases": len(leases),
+        "kernel_id": made.get("kernel_id"),
+        "reason": failed.get("reason"),
+        "last_error": f"{failed['error']}: {failed['message']}" if failed else None,
     }
 
 
 MODEL: dict[str, Callable[[Raw], list[Row]]] = {
     "blueprints": _blueprints,
     "compiled_kernels": _compiled_kernels,
+    "compile_jobs": _compile_jobs,
     "runs": _runs,
     "run_starts": _run_starts,
     "steps": _steps,

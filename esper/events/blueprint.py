@@ -8,7 +8,7 @@ from esper.names import TopicNames
 _BLUEPRINTS = TopicNames.COMPILATION_BLUEPRINT_SUBMITTED
 
 
-@fact(_BLUEPRINTS, stream="blueprint", key="blueprint_id")
+@fact(_BLUEPRINTS, stream="blueprint", key="blueprint_id", schema=2, volatile=("novelty",))
 class BlueprintSubmitted(Fact, frozen=True, kw_only=True):
     """A blueprint passed the static verifier and joined the library."""
 
@@ -16,11 +16,17 @@ class BlueprintSubmitted(Fact, frozen=True, kw_only=True):
     blueprint_id: str
     #: The blueprint's own name, e.g. ``conv_bottleneck``.
     name: str
-    #: residual or lowrank_weight.
+    #: residual, gate, lowrank_weight, width or layer.
     kind: str
     #: The IR as canonical JSON.
     architecture_ir: str
     submitted_by: str
+    #: Blueprint it was made from by a mutation; None where somebody wrote it.
+    parent: str | None = None
+    #: What the mutation changed, e.g. ``widen``.
+    mutation: str | None = None
+    #: Least graph edit distance to the blueprints known when it was submitted, relative to its own size.
+    novelty: float | None = None
 
 
 @fact(_BLUEPRINTS, stream="blueprint", key="blueprint_id")

@@ -29,3 +29,21 @@ class NoteAdded(Fact, frozen=True, kw_only=True):
     run_id: str
     actor: str
     text: str
+
+
+@fact(TopicNames.OPERATOR_ACTIONS, stream="operator", key="store")
+class ArtifactsCollected(Fact, frozen=True, kw_only=True):
+    """A person removed artifacts from the store that no fact names."""
+
+    #: URL of the store, without credentials.
+    store: str
+    actor: str
+    #: Artifacts removed, and their bytes in all.
+    artifacts: int
+    size_bytes: int
+    #: Last position of the log that was searched for names.
+    through: int
+    #: Only artifacts stored at least so long ago were removed.
+    older_than_s: float
+    #: SHA-256 of the list of removed digests, which is kept in the store.
+    list_digest: bytes

@@ -50,6 +50,20 @@ class KernelsOffered(RunFact, frozen=True, kw_only=True):
     offers: list[KernelOffer]
 
 
+@fact(_SEEDS, stream="run", key="run_id", volatile=("source", "stall_s"))
+class KernelLoaded(RunFact, frozen=True, kw_only=True):
+    """The kernel of a decision was at hand and checked, at the step boundary where its seed is attached."""
+
+    seed_id: str
+    site: str
+    kernel_id: str
+    step: int
+    #: ``cache`` where it was ready, ``store`` where training waited for it.
+    source: str
+    #: Seconds that training waited for the kernel.
+    stall_s: float
+
+
 @fact(_SEEDS, stream="run", key="run_id")
 class SeedTransitioned(RunFact, frozen=True, kw_only=True):
     """A seed moved from one life state to another."""

@@ -9,8 +9,19 @@ from esper.errors import UpcastMissing
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
+
+def _with(**values: Any) -> Upcaster:
+    """Return an upcaster that adds fields nobody knew of before."""
+    return lambda payload: {**payload, **values}
+
+
 #: (type name, stored schema) -> function giving the payload of schema + 1.
-UPCASTERS: dict[tuple[str, int], Upcaster] = {}
+UPCASTERS: dict[tuple[str, int], Upcaster] = {
+    ("BlueprintSubmitted", 1): _with(parent=None, mutation=None, novelty=None),
+    ("KernelCompiled", 1): _with(job_id=None, worker=None, peak_memory_bytes=None, hardware=None, signed_by=None),
+    ("CompilationFailed", 1): _with(job_id=None, reason=None),
+    ("KernelCharacterized", 1): _with(toolchain=None, hardware=None, peak_memory_bytes=None),
+}
 
 
 def upcast(name: str, payload: dict[str, Any], stored: int, current: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from esper.projections.tables import (
     SUPERSEDED_BY_STEP,
     adaptations,
     blueprints,
+    compile_jobs,
     compiled_kernels,
     decisions,
     parked_events,
@@ -228,15 +229,20 @@ class Staging:
         self.seeds = VersionedRows(self, seeds)
         self.blueprints = VersionedRows(self, blueprints)
         self.kernels = VersionedRows(self, compiled_kernels)
+        self.jobs = VersionedRows(self, compile_jobs)
         self.parked = VersionedRows(self, parked_events)
         self.decisions = KeyedRows(self, decisions)
         self.adaptations = KeyedRows(self, adaptations)
         self._by_key: tuple[_RowTable, ...] = (
-            self.runs, self.seeds, self.blueprints, self.kernels, self.parked, self.decisions, self.adaptations,
+            self.runs, self.seeds, self.blueprints, self.kernels, self.jobs, self.parked, self.decisions,
+            self.adaptations,
         )  # fmt: skip
         by_key = {
-            table.name for table in (runs, seeds, blueprints, compiled_kernels, parked_events, decisions, adaptations)
-        }
+            table.name
+            for table in (
+                runs, seeds, blueprints, compiled_kernels, compile_jobs, parked_events, decisions, adaptations,
+            )
+        }  # fmt: skip
         appended = {name: table for name, table in PROJECTED.items() if name not in by_key}
         self.rows: dict[str, list[tuple[Any, ...]]] = {name: [] for name in appended}
         self._append = {name: _Append(_insert_sql(table, dialect)) for name, table in appended.items()}

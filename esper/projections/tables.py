@@ -20,7 +20,7 @@ from sqlalchemy.schema import CreateTable
 from esper.projections.columns import flag, integer, json_text, metadata, of_run, raw, real, table, text, versioned
 
 #: Raised when a fold gives other rows for the same facts, so that tables of the old folds are rebuilt.
-FOLDS_VERSION = 1
+FOLDS_VERSION = 2
 
 
 blueprints = versioned(
@@ -36,6 +36,9 @@ blueprints = versioned(
     text("last_error", null=True),
     text("retired_by", null=True),
     text("retired_reason", null=True),
+    text("parent", null=True),
+    text("mutation", null=True),
+    real("novelty", null=True),
 )
 
 compiled_kernels = versioned(
@@ -57,8 +60,43 @@ compiled_kernels = versioned(
     real("latency_p50_s", null=True),
     real("latency_p99_s", null=True),
     real("measured_seconds", null=True),
+    text("measured_toolchain", null=True),
+    text("measured_hardware", null=True),
+    integer("peak_memory_bytes", null=True),
+    text("measurement_wanted", null=True),
+    text("job_id", null=True),
+    text("worker", null=True),
+    integer("compile_memory_bytes", null=True),
+    text("hardware", null=True),
+    text("signed_by", null=True),
+    json_text("tags", null=True),
+    json_text("tag_thresholds", null=True),
+    integer("compared_with", null=True),
+    real("risk", null=True),
+    real("confidence", null=True),
+    json_text("forms"),
+    json_text("quarantined", null=True),
 )
 Index("compiled_kernels_of_blueprint", compiled_kernels.c.blueprint_id)
+
+#: Kernels that were asked for. ``status``: requested, leased, compiled or failed; ``leases`` counts the workers.
+compile_jobs = versioned(
+    "compile_jobs",
+    "job_id",
+    text("blueprint_id"),
+    text("status"),
+    json_text("signature"),
+    json_text("pipelines"),
+    text("requested_by"),
+    text("worker", null=True),
+    integer("token", null=True),
+    integer("attempt", null=True),
+    integer("leases"),
+    text("kernel_id", null=True),
+    text("reason", null=True),
+    text("last_error", null=True),
+)
+Index("compile_jobs_of_blueprint", compile_jobs.c.blueprint_id)
 
 #: Where each run stands. ``steps_done`` is followed step by step without a version of its own.
 runs = versioned(

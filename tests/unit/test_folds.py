@@ -283,8 +283,32 @@ def test_kernels_and_blueprints_take_their_status_from_what_happened_to_them() -
         "res_mlp": ("compiled", 2),
         "conv_bottleneck": ("compiled", 2),
         "affine": ("retired", 2),
+        "mutant": ("compiled", 1),
         "hopeless": ("failed", 0),
         None: ("failed", 0),
+    }
+
+
+def test_a_kernel_shows_its_job_its_forms_its_tags_and_why_it_waits_for_a_measurement() -> None:
+    facts = library(1)
+    quarantined = next(place for place, fact in enumerate(facts, 1) if type(fact).__name__ == "KernelQuarantined")
+    given = Given(facts)
+    mutant = t.compiled_kernels.c.kernel_id == kernel_id("mutant", "body.0")
+    with given.connect() as connection:
+        now = rows(connection, select(t.compiled_kernels).where(mutant, t.compiled_kernels.c.valid_to.is_(None)))[0]
+        then = rows(
+            connection, select(t.compiled_kernels).where(mutant, t.compiled_kernels.c.valid_from == quarantined)
+        )
+        jobs = rows(connection, select(t.compile_jobs).where(t.compile_jobs.c.valid_to.is_(None)))
+    assert (now["status"], now["quarantined"], now["tags"]) == ("validated", None, ["fast", "small"])
+    assert {(form["pipeline"], form["status"]) for form in now["forms"]} == {
+        ("export", "compiled"),
+        ("inductor", "refused"),
+    }
+    assert [(row["status"], row["quarantined"]["reason"]) for row in then] == [("pending_benchmarking", "damaged")]
+    assert {(job["status"], job["leases"], job["reason"]) for job in jobs} == {
+        ("compiled", 2, None),
+        ("failed", 1, "time_limit"),
     }
 
 

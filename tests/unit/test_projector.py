@@ -267,7 +267,7 @@ def test_status_tells_rows_and_lag_of_each_table(log: MemoryLog, tables: Engine)
     projector = Projector(log, tables)
     projector.catch_up(until=100)
     status = {one.table: one for one in projector.status()}
-    assert len(status) == 18
+    assert len(status) == 19
     assert status["blueprints"].rows > 0
     head = log.head().position
     assert {(one.position, one.head, one.lag) for one in status.values()} == {(100, head, head - 100)}

@@ -13,6 +13,7 @@ from esper.events.envelope import Recorded
 from esper.projections.folds.blueprints import BlueprintFold
 from esper.projections.folds.decisions import DecisionFold
 from esper.projections.folds.handlers import HandlerFold
+from esper.projections.folds.kernels import KernelFold
 from esper.projections.folds.operator import OperatorFold
 from esper.projections.folds.runs import RunFold
 from esper.projections.folds.seeds import SeedFold
@@ -25,13 +26,14 @@ Handler = Callable[[Recorded, Any], None]
 
 def handlers(staging: Staging) -> dict[str, Handler]:
     """Return the function for each fact type, all writing to one staging."""
-    seeds = SeedFold(staging)
+    seeds, blueprints = SeedFold(staging), BlueprintFold(staging)
     found: dict[str, Handler] = {}
     for fold in (
         RunFold(staging, seeds),
         SiteFold(staging),
         seeds,
-        BlueprintFold(staging),
+        blueprints,
+        KernelFold(staging, blueprints),
         DecisionFold(staging),
         OperatorFold(staging),
         HandlerFold(staging),

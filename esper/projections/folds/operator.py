@@ -7,7 +7,7 @@ from typing import Any
 
 from esper.events.base import Fact
 from esper.events.envelope import Recorded
-from esper.events.operator import LogRestored, NoteAdded
+from esper.events.operator import ArtifactsCollected, LogRestored, NoteAdded
 from esper.projections.staging import Staging
 
 
@@ -20,7 +20,7 @@ class OperatorFold:
 
     def handlers(self) -> dict[type[Fact], Callable[[Recorded, Any], None]]:
         """Return the function for each fact type."""
-        return {NoteAdded: self.noted, LogRestored: self.restored}
+        return {NoteAdded: self.noted, LogRestored: self.restored, ArtifactsCollected: self.collected}
 
     def noted(self, envelope: Recorded, fact: NoteAdded) -> None:
         """Append a note."""
@@ -29,6 +29,11 @@ class OperatorFold:
     def restored(self, envelope: Recorded, fact: LogRestored) -> None:
         """Append that somebody made this log from sealed history."""
         self._actions((*_act(envelope, fact), fact.actor, fact.reason))
+
+    def collected(self, envelope: Recorded, fact: ArtifactsCollected) -> None:
+        """Append that somebody removed artifacts that no fact names."""
+        what = f"removed {fact.artifacts} artifacts of {fact.size_bytes} bytes that no fact up to {fact.through} names"
+        self._actions((*_act(envelope, fact), fact.actor, what))
 
 
 def _act(envelope: Recorded, fact: Fact) -> tuple[Any, ...]:

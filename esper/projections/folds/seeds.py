@@ -13,6 +13,7 @@ from esper.events.lifecycle import SeedState
 from esper.events.seed import (
     AlphaMoved,
     CounterfactualMeasured,
+    KernelLoaded,
     SeedFaulted,
     SeedFolded,
     SeedTransitioned,
@@ -43,6 +44,7 @@ class SeedFold:
         return {
             SeedTransitioned: self.moved,
             SeedTransitionRefused: self.refused,
+            KernelLoaded: self.loaded,
             AlphaMoved: self.blended,
             CounterfactualMeasured: self.gained,
             SeedFaulted: self.faulted,
@@ -96,6 +98,10 @@ class SeedFold:
 
     def refused(self, envelope: Recorded, fact: SeedTransitionRefused) -> None:
         """Note a move that did not happen."""
+        self._event(envelope, fact)
+
+    def loaded(self, envelope: Recorded, fact: KernelLoaded) -> None:
+        """Note whether training waited for a kernel; its seed begins to live with the next move."""
         self._event(envelope, fact)
 
     def blended(self, envelope: Recorded, fact: AlphaMoved) -> None:
@@ -155,7 +161,7 @@ class SeedFold:
         now = {"attempt": fact.attempt, "last_step": fact.step, "superseded_at": None}
         self._staging.seeds.change(key, envelope.position, {**now, **values})
 
-    def _event(self, envelope: Recorded, fact: SeedTransitionRefused | _Told) -> None:
+    def _event(self, envelope: Recorded, fact: SeedTransitionRefused | KernelLoaded | _Told) -> None:
         plain = {name: getattr(fact, name) for name in fact.__struct_fields__ if name not in _ELSEWHERE}
         data = {name: value.hex() if isinstance(value, bytes) else value for name, value in plain.items()}
         self._events(
