@@ -8,12 +8,15 @@ never meet attributes of ``nn.Module``.
 
 from __future__ import annotations
 
+import functools
+
 import msgspec
 import torch
 from torch import fx, nn
 
 from esper.blueprints.canonical import canonical_json
-from esper.blueprints.ir import INPUT, Blueprint, SiteSignature, parse
+from esper.blueprints.ir import INPUT, Blueprint, Node, SiteSignature, parse
+from esper.blueprints.kinds import KINDS
 from esper.blueprints.operators import Canvas, Use
 from esper.blueprints.ops import CHANNELS_LAST, OPS
 from esper.blueprints.polynomial import Polynomial
@@ -31,8 +34,8 @@ _NORMS = frozenset({"layernorm", "rmsnorm", "groupnorm"})
 def build(blueprint: Blueprint, signature: SiteSignature, *, seed: int) -> fx.GraphModule:
     """Return the module that computes delta, with freshly drawn weights.
 
-    For ``residual`` the input is the site's output h and delta is added to it; for ``lowrank_weight`` the input is the
-    site module's own input and delta has the shape of its output.
+    Delta is what is added to the site's output at alpha 1, whatever the kind (``kinds``). The input is the site's
+    output, or for ``lowrank_weight`` and ``width`` the site module's own input.
 
     Args:
         blueprint: As ``ir.parse`` gives it.
@@ -49,7 +52,13 @@ def build(blueprint: Blueprint, signature: SiteSignature, *, seed: int) -> fx.Gr
 
 def canonical(blueprint: Blueprint, signature: SiteSignature) -> Verified:
     """Return the blueprint in its canonical form, verified at a site."""
-    return verify(parse(canonical_json(blueprint)), signature)
+    return _canonical(canonical_json(blueprint), signature)
+
+
+@functools.lru_cache(maxsize=64)
+def _canonical(document: str, signature: SiteSignature) -> Verified:
+    """Building, writing, reading and measuring a kernel each ask for the same one."""
+    return verify(parse(document), signature)
 
 
 def assemble(blueprint: Blueprint, signature: SiteSignature, *, device: str) -> fx.GraphModule:
@@ -58,7 +67,11 @@ def assemble(blueprint: Blueprint, signature: SiteSignature, *, device: str) -> 
     flow = found.flows[signature.rank]
     canvas = Canvas(DTYPES[signature.dtype], device)
     values = {INPUT: canvas.entry}
+    deltas: dict[str, fx.Node] = {}
     for node in found.nodes:
+        if node.id in found.stream:
+            _join(canvas, found, node, values, deltas)
+            continue
         call = flow.calls[node.id]
         use = Use(
             id=node.id,
@@ -73,9 +86,24 @@ def assemble(blueprint: Blueprint, signature: SiteSignature, *, device: str) -> 
             site_rank=signature.rank,
         )
         values[node.id] = canvas.draw(use)
-    canvas.graph.output(values[found.blueprint.out])
+    out = found.blueprint.out
+    delta = deltas[out] if found.stream else values[out]
+    if found.blueprint.kind == "gate":
+        delta = canvas.graph.call_function(torch.mul, (canvas.entry, delta))
+    canvas.graph.output(delta)
     canvas.graph.lint()
     return fx.GraphModule(canvas.root, canvas.graph, class_name="Branch")
+
+
+def _join(canvas: Canvas, found: Verified, node: Node, values: dict[str, fx.Node], deltas: dict[str, fx.Node]) -> None:
+    """Add a branch to the stream of a layer: to the sum of branches, and to x where somebody reads the stream there."""
+    joint = found.stream[node.id]
+    delta = values[joint.branch]
+    if joint.stream != INPUT:
+        delta = canvas.graph.call_function(torch.add, (deltas[joint.stream], delta))
+    deltas[node.id] = delta
+    if any(node.id in reader.inputs for reader in found.nodes if reader.id not in found.stream):
+        values[node.id] = canvas.graph.call_function(torch.add, (canvas.entry, delta))
 
 
 def _draw(module: fx.GraphModule, found: Verified, generator: torch.Generator) -> None:
@@ -119,7 +147,7 @@ def example_input(signature: SiteSignature, kind: str, generator: torch.Generato
 
 def input_shape(signature: SiteSignature, kind: str, samples: int) -> tuple[int, ...]:
     """Return the shape of a branch's input, the batch first."""
-    channels = signature.in_channels if kind == "lowrank_weight" else signature.channels
+    channels = signature.in_channels if KINDS[kind].reads == "input" else signature.channels
     return _shape(msgspec.structs.replace(signature, channels=channels or signature.channels), samples)
 
 

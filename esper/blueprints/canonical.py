@@ -14,7 +14,8 @@ from typing import Any
 
 from esper.blueprints.expression import compact
 from esper.blueprints.graph import order
-from esper.blueprints.ir import INPUT, IR_VERSION, MERGE, Blueprint, SymbolRange
+from esper.blueprints.ir import INPUT, IR_VERSION, Blueprint, Site, SymbolRange
+from esper.blueprints.kinds import KINDS
 
 
 def canonical_json(blueprint: Blueprint) -> str:
@@ -29,7 +30,7 @@ def canonical_json(blueprint: Blueprint) -> str:
         "ir": IR_VERSION,
         "id": blueprint.id,
         "kind": blueprint.kind,
-        "site": {"rank": sorted(blueprint.site.rank), "causal": blueprint.site.causal},
+        "site": _site(blueprint.site),
         "symbols": {name: _symbol(symbol) for name, symbol in blueprint.symbols.items()},
         "nodes": [
             {"id": names[node.id], "op": node.op, "in": [names[source] for source in node.inputs]}
@@ -39,7 +40,7 @@ def canonical_json(blueprint: Blueprint) -> str:
             for node in nodes
         ],
         "out": names[blueprint.out],
-        "merge": MERGE,
+        "merge": KINDS[blueprint.kind].merge,
         "claims": {
             "preserves": blueprint.claims.preserves,
             "params": _plain(blueprint.claims.params),
@@ -52,6 +53,13 @@ def canonical_json(blueprint: Blueprint) -> str:
 def blueprint_id(blueprint: Blueprint) -> str:
     """Return the SHA-256 of the canonical document, 64 hexadecimal digits."""
     return hashlib.sha256(canonical_json(blueprint).encode()).hexdigest()
+
+
+def _site(site: Site) -> dict[str, Any]:
+    """Return a site; a number of channels that is not given is left out, as it was before it could be given."""
+    sizes = {"channels": site.channels, "in_channels": site.in_channels}
+    found = {"rank": sorted(site.rank), "causal": site.causal}
+    return found | {name: size for name, size in sizes.items() if size is not None}
 
 
 def _symbol(symbol: str | SymbolRange) -> Any:

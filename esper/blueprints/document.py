@@ -27,8 +27,9 @@ def read_document(data: bytes | str) -> dict[str, Any]:
         BlueprintInvalid: The text is too large, not JSON, nested too deep, has a key twice, a number too long, or
             is no object.
     """
-    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data
-    if len(raw) > MAX_BYTES:
+    # A text is measured before it is encoded: a huge one is not copied first.
+    raw = data.encode("utf-8", "surrogatepass") if isinstance(data, str) and len(data) <= MAX_BYTES else data
+    if len(raw) > MAX_BYTES or isinstance(raw, str):
         raise invalid("size", "", f"the document has {len(raw)} bytes, {MAX_BYTES} are allowed")
     try:
         text = raw.decode("utf-8")
@@ -45,6 +46,7 @@ def read_document(data: bytes | str) -> dict[str, Any]:
         )
     except json.JSONDecodeError as error:
         raise invalid("json", "", f"the document is not JSON: {error.msg} at character {error.pos}") from error
+    _check_surrogates(found)
     if not isinstance(found, dict):
         raise invalid("type", "", "the document is not a JSON object")
     return found
@@ -72,11 +74,19 @@ def _check_depth(text: str) -> None:
             depth -= 1
 
 
+def _check_surrogates(found: Any) -> None:
+    """Refuse half a pair written as an escape: JSON allows it, UTF-8 cannot hold it, and facts are UTF-8."""
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise invalid("json", "", "a text holds half of a surrogate pair") from error
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise invalid("duplicate_key", "", f"the key {key[:40]!r} stands twice in one object")
+            raise invalid("duplicate_key", "", f"the key {key[:40]!a} stands twice in one object")
         found[key] = value
     return found
 

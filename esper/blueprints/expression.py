@@ -16,11 +16,13 @@ import re
 from collections.abc import Mapping
 
 from esper.blueprints.polynomial import Polynomial
-from esper.blueprints.rules import invalid
+from esper.blueprints.rules import invalid, placed
 from esper.errors import BlueprintInvalid
 
 MAX_CHARACTERS = 512
 MAX_NESTING = 16
+#: Products and sums of single terms that one expression may take.
+MAX_WORK = 2048
 _TOKEN = re.compile(r"\s*(?:([0-9]{1,9})(?![0-9])|([A-Za-z][A-Za-z0-9_]*)|(//|[-+*()]))")
 
 
@@ -46,7 +48,7 @@ def read_expression(value: int | str, names: Mapping[str, Polynomial], path: str
     try:
         return _Reader(_tokens(value, path), names, path).whole()
     except BlueprintInvalid as error:
-        raise error if error.path else invalid(error.rule, path, error.message) from error
+        raise placed(error, path) from error
 
 
 def compact(text: str) -> str:
@@ -76,6 +78,7 @@ class _Reader:
         self._path = path
         self._place = 0
         self._nesting = 0
+        self._work = 0
 
     def whole(self) -> Polynomial:
         found = self._sum()
@@ -94,14 +97,24 @@ class _Reader:
     def _sum(self) -> Polynomial:
         found = self._product()
         while self._peek() in {"+", "-"}:
-            found = found + self._product() if self._next() == "+" else found - self._product()
+            sign, second = self._next(), self._product()
+            self._spend(len(found.terms) + len(second.terms))
+            found = found + second if sign == "+" else found - second
         return found
 
     def _product(self) -> Polynomial:
         found = self._atom()
         while self._peek() in {"*", "//"}:
-            found = found * self._atom() if self._next() == "*" else found // self._atom()
+            sign, second = self._next(), self._atom()
+            self._spend(len(found.terms) * len(second.terms))
+            found = found * second if sign == "*" else found // second
         return found
+
+    def _spend(self, work: int) -> None:
+        """Count work before it is done: many small steps on one large polynomial take long, too."""
+        self._work += work
+        if self._work > MAX_WORK:
+            raise invalid("expression", self._path, "the expression takes too much work; write it shorter")
 
     def _atom(self) -> Polynomial:
         token = self._next()

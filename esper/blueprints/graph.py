@@ -6,6 +6,7 @@ Belongs here: structure. Does not belong here: what flows along the edges (``sha
 from __future__ import annotations
 
 from collections import Counter
+from fractions import Fraction
 
 from esper.blueprints.ir import INPUT, Blueprint, Node
 from esper.blueprints.rules import invalid
@@ -31,6 +32,7 @@ def order(blueprint: Blueprint) -> list[Node]:
                 raise invalid("unknown_input", path, f"{source[:40]!r} is no node")
     _check_cycles(blueprint, places)
     _check_sinks(blueprint, places)
+    _check_parts(blueprint)
     return _depth_first(blueprint, nodes)
 
 
@@ -70,6 +72,26 @@ def _check_sinks(blueprint: Blueprint, places: dict[str, int]) -> None:
         if node.id not in useful:
             rule = "unreachable" if fed[node.id] else "multiple_sinks"
             raise invalid(rule, f"nodes[{places[node.id]}]", f"out is not reached from {node.id!r}")
+
+
+def _check_parts(blueprint: Blueprint) -> None:
+    """Check that nothing is computed only to be cut off by splits: such weights would never get a gradient."""
+    for place, node in enumerate(blueprint.nodes):
+        source = node.inputs[0]
+        readers = [reader for reader in blueprint.nodes if source in reader.inputs]
+        if source == INPUT or any(reader.op != "split" for reader in readers):
+            continue
+        read = Fraction(0)
+        for start, stop in sorted(_span(reader) for reader in readers):
+            if start <= read:
+                read = max(read, stop)
+        if read < 1:
+            raise invalid("unused_part", f"nodes[{place}]", f"no split reads {source!r} from {read} of its channels on")
+
+
+def _span(split: Node) -> tuple[Fraction, Fraction]:
+    parts, index = int(split.attr["parts"]), int(split.attr["index"])
+    return Fraction(index, parts), Fraction(index + 1, parts)
 
 
 def _depth_first(blueprint: Blueprint, nodes: dict[str, Node]) -> list[Node]:

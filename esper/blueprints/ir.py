@@ -6,6 +6,7 @@ keys, types, names, attributes and their bounds. Does not belong here: what the 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,17 +14,19 @@ from typing import Any
 import msgspec
 
 from esper.blueprints.document import read_document
+from esper.blueprints.kinds import KINDS
 from esper.blueprints.ops import OPS, RANK_AXES, Attr
-from esper.blueprints.rules import invalid
+from esper.blueprints.rules import invalid, shown
+from esper.blueprints.templates import expanded, is_template
 
 IR_VERSION = 1
 MAX_NODES = 64
 MAX_SYMBOLS = 16
 MAX_SIZE = 65_536
+#: Characters of all expressions of a document together.
+MAX_EXPRESSIONS = 3072
 INPUT = "x"
-KINDS = ("residual", "lowrank_weight")
 PRESERVES = "exact@alpha0,exact@birth"
-MERGE = {"op": "add", "gate": "alpha"}
 #: What a symbol can be bound to.
 SITE_SIZES = ("channels", "in_channels", "h", "w", "t", "l", "positions")
 DTYPES = ("float32", "float64", "bfloat16")
@@ -34,13 +37,14 @@ _SYMBOL = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,15}")
 class SiteSignature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a site in a host looks like to a blueprint. Two sites with equal signatures share kernels."""
 
-    #: linear, conv1d, conv2d, attention, norm or block.
+    #: linear, conv1d, conv2d, attention, norm, block, or pair_<activation>: from a linear module's input to the output
+    #: of the next one, with that activation alone between them; ``pair`` where it does not matter which.
     kind: str
     #: NC, NTC, NCL or NCHW: the layout of the site's output.
     rank: str
     #: Channels of the site's output.
     channels: int
-    #: Channels of the site module's input; None where there is no such thing.
+    #: Channels of the site module's input (the first module's of a pair); None where there is no such thing.
     in_channels: int | None
     #: Sizes of the position axes: () for NC, (T,) for NTC, (L,) for NCL, (H, W) for NCHW.
     positions: tuple[int, ...]
@@ -56,6 +60,10 @@ class Site(msgspec.Struct, frozen=True):
     rank: tuple[str, ...]
     #: Whether the blueprint keeps the order of time: it may then stand at a causal site.
     causal: bool
+    #: The only number of channels it fits; None fits any.
+    channels: int | None = None
+    #: The same of the site module's input.
+    in_channels: int | None = None
 
 
 class SymbolRange(msgspec.Struct, frozen=True):
@@ -88,7 +96,7 @@ class Claims(msgspec.Struct, frozen=True):
 
 
 class Blueprint(msgspec.Struct, frozen=True):
-    """A typed graph that computes delta = B(x), well formed but not yet verified."""
+    """A typed graph that computes B(x), well formed but not yet verified; ``kinds`` tells what B is for."""
 
     id: str
     kind: str
@@ -104,12 +112,14 @@ def parse(data: bytes | str) -> Blueprint:
     """Return the blueprint in a JSON document.
 
     Args:
-        data: UTF-8 text in the form of ``esper/blueprints/library``.
+        data: UTF-8 text in the form of ``esper/blueprints/library``, or a template.
 
     Raises:
         BlueprintInvalid: The document breaks a rule of form; ``path`` and ``rule`` say where and which.
     """
     raw = read_document(data)
+    if is_template(raw):
+        raw = expanded(raw)
     keys = ("ir", "id", "kind", "site", "symbols", "nodes", "out", "merge", "claims")
     _keys(raw, "", required=keys)
     version = _typed(raw, "ir", int, "")
@@ -118,24 +128,38 @@ def parse(data: bytes | str) -> Blueprint:
     kind = _typed(raw, "kind", str, "")
     if kind not in KINDS:
         raise invalid("kind", "kind", f"{kind[:40]!r} is not one of {', '.join(KINDS)}")
-    if raw["merge"] != MERGE:
-        raise invalid("merge", "merge", "the merge is not alpha-gated addition")
-    return Blueprint(
+    if raw["merge"] != KINDS[kind].merge:
+        raise invalid("merge", "merge", f"the merge of a {kind} blueprint is {json.dumps(KINDS[kind].merge)}")
+    blueprint = Blueprint(
         id=_name(raw, "id", ""),
         kind=kind,
-        site=_site(_typed(raw, "site", dict, "")),
+        site=_site(_typed(raw, "site", dict, ""), kind),
         symbols=_symbols(_typed(raw, "symbols", dict, "")),
         nodes=_nodes(_typed(raw, "nodes", list, "")),
         out=_name(raw, "out", ""),
         claims=_claims(_typed(raw, "claims", dict, "")),
     )
+    _check_expressions(blueprint)
+    return blueprint
+
+
+def _check_expressions(blueprint: Blueprint) -> None:
+    """Bound all expressions together: each is read again for each layout."""
+    sizes = [value for node in blueprint.nodes for value in node.attr.values()]
+    sizes += [blueprint.claims.params, blueprint.claims.flops]
+    for symbol in blueprint.symbols.values():
+        sizes += [symbol.low, symbol.high, symbol.default] if isinstance(symbol, SymbolRange) else []
+    total = sum(len(size) for size in sizes if isinstance(size, str))
+    if total > MAX_EXPRESSIONS:
+        message = f"all expressions together have {total} characters, {MAX_EXPRESSIONS} are allowed"
+        raise invalid("expression", "", message)
 
 
 def _keys(raw: Mapping[str, Any], path: str, *, required: Collection[str], optional: Collection[str] = ()) -> None:
     for key in raw:
         if key not in required and key not in optional:
             allowed = ", ".join((*required, *optional))
-            raise invalid("unknown_key", _at(path, key[:40]), f"the key is not one of {allowed}")
+            raise invalid("unknown_key", _at(path, shown(key)), f"the key is not one of {allowed}")
     for key in required:
         if key not in raw:
             raise invalid("missing_key", _at(path, key), "the key is missing")
@@ -160,21 +184,25 @@ def _name(raw: Mapping[str, Any], key: str, path: str) -> str:
     return value
 
 
-def _site(raw: Mapping[str, Any]) -> Site:
-    _keys(raw, "site", required=("rank", "causal"))
+def _site(raw: Mapping[str, Any], kind: str) -> Site:
+    sizes = ("channels", "in_channels") if KINDS[kind].reads == "input" else ("channels",)
+    _keys(raw, "site", required=("rank", "causal"), optional=sizes)
     ranks = raw["rank"] if isinstance(raw["rank"], list) else [raw["rank"]]
     for rank in ranks:
         if not isinstance(rank, str) or rank not in RANK_AXES:
             raise invalid("rank", "site.rank", f"{str(rank)[:40]!r} is not one of {', '.join(RANK_AXES)}")
     if not ranks or len(set(ranks)) != len(ranks):
         raise invalid("rank", "site.rank", "ranks are missing or stand twice")
-    return Site(tuple(ranks), _typed(raw, "causal", bool, "site"))
+    for size in sizes:
+        if size in raw and not 1 <= _typed(raw, size, int, "site") <= MAX_SIZE:
+            raise invalid("channels", f"site.{size}", f"{raw[size]} is not between 1 and {MAX_SIZE}")
+    return Site(tuple(ranks), _typed(raw, "causal", bool, "site"), raw.get("channels"), raw.get("in_channels"))
 
 
 def _symbols(raw: Mapping[str, Any]) -> dict[str, str | SymbolRange]:
     if len(raw) > MAX_SYMBOLS:
         raise invalid("symbol", "symbols", f"there are {len(raw)} symbols, {MAX_SYMBOLS} are allowed")
-    return {name: _symbol(name, value, f"symbols.{name[:40]}") for name, value in raw.items()}
+    return {name: _symbol(name, value, f"symbols.{shown(name)}") for name, value in raw.items()}
 
 
 def _symbol(name: str, value: Any, path: str) -> str | SymbolRange:
@@ -252,7 +280,7 @@ def _attributes(op: str, raw: Mapping[str, Any], path: str) -> dict[str, int | f
     for key in raw:
         if key not in known:
             raise invalid(
-                "unknown_attr", f"{path}.{key[:40]}", f"{op} has the attributes: {', '.join(known) or 'none'}"
+                "unknown_attr", f"{path}.{shown(key)}", f"{op} has the attributes: {', '.join(known) or 'none'}"
             )
     found: dict[str, int | float | bool | str] = {}
     for key, attr in sorted(known.items()):

@@ -130,6 +130,36 @@ def _broadcast(canvas: Canvas, use: Use) -> fx.Node:
     return canvas.graph.call_method("expand", (value, *sizes))
 
 
+def _split(canvas: Canvas, use: Use) -> fx.Node:
+    length = use.channels // use.attr["parts"]
+    axis = -1 if use.rank in CHANNELS_LAST else 1
+    return canvas.graph.call_function(torch.narrow, (use.inputs[0], axis, use.attr["index"] * length, length))
+
+
+def _mean_pool(canvas: Canvas, use: Use) -> fx.Node:
+    """Average each position's window; what lies outside the borders counts as zero, as in a padded convolution."""
+    k, graph = use.attr["k"], canvas.graph
+    before = k - 1 if use.attr["causal"] else (k - 1) // 2
+    value = use.inputs[0]
+    if use.rank == "NTC":
+        value = graph.call_function(torch.transpose, (value, 1, 2))
+    value = graph.call_function(F.pad, (value, (before, k - 1 - before) * RANK_AXES[use.rank]))
+    pool = F.avg_pool2d if use.rank == "NCHW" else F.avg_pool1d
+    value = graph.call_function(pool, (value, k, 1))
+    return graph.call_function(torch.transpose, (value, 1, 2)) if use.rank == "NTC" else value
+
+
+def _attention(canvas: Canvas, use: Use) -> fx.Node:
+    """Scaled dot product attention of queries, keys and values [N, T, C], head by head."""
+    graph = canvas.graph
+    heads = []
+    for value in use.inputs:
+        parted = graph.call_function(torch.unflatten, (value, -1, (use.attr["heads"], -1)))
+        heads.append(graph.call_function(torch.transpose, (parted, 1, 2)))
+    mixed = graph.call_function(F.scaled_dot_product_attention, tuple(heads), {"is_causal": use.attr["causal"]})
+    return graph.call_function(torch.flatten, (graph.call_function(torch.transpose, (mixed, 1, 2)), 2))
+
+
 #: Operator -> how it is drawn; the same names as ``ops.OPS``.
 DRAWERS: dict[str, Drawer] = {
     "linear": lambda canvas, use: canvas.call(use, nn.Linear, use.channels, use.attr["out"], bias=use.attr["bias"]),
@@ -156,7 +186,10 @@ DRAWERS: dict[str, Drawer] = {
     "zero": _function(torch.zeros_like),
     "identity": lambda _, use: use.inputs[0],
     "concat": _over_channels(torch.cat, whole=True),
+    "split": _split,
     "gap": _gap,
     "broadcast": _broadcast,
+    "mean_pool": _mean_pool,
+    "sdpa": _attention,
     "transpose_tokens": lambda canvas, use: canvas.graph.call_function(torch.transpose, (use.inputs[0], 1, 2)),
 }

@@ -4,8 +4,13 @@ Belongs here: for each operator its inputs, attributes with bounds, initialisati
 polynomials, slope at zero, how far it mixes positions, and how it can make values grow. Does not belong here: the
 modules that compute it (``build``), or rules about whole graphs (``graph``, ``shapes``, ``tail``).
 
-FLOPs are of one sample's forward pass. A multiply-accumulate is 2; adding, multiplying or averaging an element is 1;
-norms, activations and moves are 0, as in the usual FLOP counters: they cost time, which the crucible measures.
+FLOPs are of one sample's forward pass through the graph; the merge is not counted. A multiply-accumulate is 2; adding,
+multiplying or averaging an element is 1; norms, activations and moves are 0, as in the usual FLOP counters: they cost
+time, which the crucible measures. Attention counts all pairs of positions, causal or not.
+
+Two operators that such lists often hold are left out. ``dropout``: a branch computes the same in training and
+evaluation, so it could only ever be the identity. ``matmul_lowrank``: it is ``linear`` after ``linear``, and a second
+spelling of one thing would give it a second identity. Batch norms and anything else with a state are never added.
 """
 
 from __future__ import annotations
@@ -119,6 +124,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True):
     bounds: bool = False
     #: Linear and without constant term when its ``bias`` attribute, if any, is false: folds into a weight.
     linear: bool = False
+    #: The attribute that says into how many equal shares the channels are dealt; their number must divide them.
+    shares: str | None = None
 
 
 def _same(call: Call) -> Shape:
@@ -155,6 +162,45 @@ def _concatenated(call: Call) -> Shape:
             raise ShapeMismatch(f"inputs are {call.first} and {other}")
     channels = sum((shape.channels for shape in call.inputs), Polynomial.constant(0))
     return msgspec.structs.replace(call.first, channels=channels)
+
+
+def _part(call: Call) -> Shape:
+    parts, index = call.number("parts"), call.number("index")
+    if index >= parts:
+        raise ShapeMismatch(f"there is no part {index} of {parts}; the first one is 0")
+    return msgspec.structs.replace(call.first, channels=_shared(call, "parts"))
+
+
+def _shared(call: Call, name: str) -> Polynomial:
+    """Return the channels of one share; where the number is known already, it has to be whole."""
+    shares, channels = call.size(name), call.first.channels
+    number, whole = shares.as_constant(), channels.as_constant()
+    if number is not None and whole is not None and (number < 1 or whole % number):
+        raise ShapeMismatch(f"{number} {name} do not divide {whole} channels")
+    return channels // shares
+
+
+def _attended(call: Call) -> Shape:
+    _shared(call, "heads")
+    return _alike(call)
+
+
+def _attention_flops(call: Call) -> Polynomial:
+    return _positions(call.first) * call.first.elements() * 4
+
+
+def _averaged(call: Call) -> Shape:
+    if call.number("causal") and len(call.first.positions) > 1:
+        raise ShapeMismatch("only a sequence has an order to keep; leave causal out")
+    return call.first
+
+
+def _average_flops(call: Call) -> Polynomial:
+    return call.first.elements() * _taps(call)
+
+
+def _window_mixing(call: Call) -> Mixing:
+    return Mixing.CAUSAL if call.number("causal") else Mixing.FULL
 
 
 def _pooled(call: Call) -> Shape:
@@ -282,6 +328,7 @@ OPS: dict[str, Op] = {
         slope=None,
         mixing=_group_mixing,
         bounds=True,
+        shares="groups",
     ),
     # activations
     "relu": _activation(0.0),
@@ -300,8 +347,30 @@ OPS: dict[str, Op] = {
     # moves
     "identity": Op(shape=_same, linear=True),
     "concat": Op(arity=(2, 4), shape=_concatenated, linear=True),
+    "split": Op(
+        attrs={"parts": Attr("int", 2, 16), "index": Attr("int", 0, 15)},
+        shape=_part,
+        linear=True,
+        shares="parts",
+    ),
     "gap": Op(ranks=SPATIAL, shape=_pooled, flops=_each_input, mixing=_full),
     "broadcast": Op(ranks=frozenset({"NC"}), shape=_spread),
+    "mean_pool": Op(
+        ranks=SPATIAL,
+        attrs={"k": Attr("int", 2, 9), "causal": _CAUSAL},
+        shape=_averaged,
+        flops=_average_flops,
+        mixing=_window_mixing,
+    ),
+    "sdpa": Op(
+        arity=(3, 3),
+        ranks=frozenset({"NTC"}),
+        attrs={"heads": Attr("size"), "causal": _CAUSAL},
+        shape=_attended,
+        flops=_attention_flops,
+        mixing=_window_mixing,
+        shares="heads",
+    ),
     "transpose_tokens": Op(ranks=frozenset({"NTC", "NCL"}), shape=_turned),
 }
 

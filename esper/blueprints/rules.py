@@ -22,10 +22,12 @@ RULES: dict[str, str] = {
     "type": "give the value the type that the message names",
     "name": "use a lower-case letter, then lower-case letters, digits and underscores, 32 at most",
     "version": 'this Esper reads "ir": 1',
-    "kind": "use residual or lowrank_weight",
-    "merge": 'use {"op": "add", "gate": "alpha"}',
+    "template": 'a template is {"type": "linear", "mlp" or "attention"} and sizes that a site can have',
+    "kind": "use residual, gate, layer, lowrank_weight or width",
+    "merge": "each kind has one merge; write the one that the message names",
     "node_count": "use between 1 and 64 nodes",
     "rank": "use NC, NTC, NCL or NCHW, and operators that take the rank",
+    "channels": "a site that is to have a certain number of channels has 1 to 65536",
     "symbol": "bind each symbol to a site size or to a bounded integer",
     "expression": "use integers, declared symbols, + - * // and brackets",
     # the operators
@@ -45,6 +47,7 @@ RULES: dict[str, str] = {
     "unreachable": "connect the node with out, or remove it",
     "multiple_sinks": "let every node but out feed another node",
     # shapes
+    "unused_part": "read every part of a split, or make what is split smaller",
     "shape": "make the operator's inputs agree",
     "output_shape": "out must have the shape of the site's output",
     "symbol_bounds": "the site is too small or too large for the symbol's bounds",
@@ -59,10 +62,15 @@ RULES: dict[str, str] = {
     "gain": "bound the value with tanh, sigmoid or a norm before it is multiplied further",
     "causality": "use causal operators, or do not claim the site causal",
     "not_foldable": "a lowrank_weight blueprint is bias-free and linear, so that it folds into the host's weight",
+    "width_form": "write linear -> activation -> linear with zeros, role tail and no bias, in one line",
+    "stream": "let out be x plus branches, each zero at birth, added one after the other in a single line",
     "claims_preserves": 'claim "exact@alpha0,exact@birth", which the tail rule proves',
     "claims_params": "claim the parameter count that the message gives",
     "claims_flops": "claim the FLOP count that the message gives",
 }
+
+MAX_MESSAGE_CHARACTERS = 2000
+_WHOLE = "blueprint"
 
 
 def invalid(rule: str, path: str, message: str) -> BlueprintInvalid:
@@ -73,5 +81,20 @@ def invalid(rule: str, path: str, message: str) -> BlueprintInvalid:
         path: Where in the document, e.g. ``nodes[2].attr.k``; empty for the whole of it.
         message: What was found there.
     """
-    where = path or "blueprint"
+    where = path or _WHOLE
+    if len(message) > MAX_MESSAGE_CHARACTERS:
+        message = f"{message[:MAX_MESSAGE_CHARACTERS]}..."
     return BlueprintInvalid(f"{where}: {message} [{rule}]", hint=RULES[rule], path=path, rule=rule)
+
+
+def shown(key: str) -> str:
+    """Return a key of an unknown hand, fit for a path: short, and without characters that steer a terminal."""
+    return key[:40] if key.isprintable() else ascii(key[:40])[1:-1]
+
+
+def placed(error: BlueprintInvalid, path: str) -> BlueprintInvalid:
+    """Return an error that knew no place with one; an error that has a place stays as it is."""
+    if error.path:
+        return error
+    message = error.message.removeprefix(f"{_WHOLE}: ").removesuffix(f" [{error.rule}]")
+    return invalid(error.rule, path, message)

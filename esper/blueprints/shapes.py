@@ -11,10 +11,12 @@ from collections.abc import Mapping
 import msgspec
 
 from esper.blueprints.expression import read_expression
-from esper.blueprints.ir import INPUT, Blueprint, Node, SymbolRange
+from esper.blueprints.ir import INPUT, Blueprint, Node, Site, SymbolRange
+from esper.blueprints.kinds import KINDS
 from esper.blueprints.ops import CHANNELS_LAST, OPS, RANK_AXES, Call, Mixing, Shape, ShapeMismatch, Value
 from esper.blueprints.polynomial import Polynomial
-from esper.blueprints.rules import invalid
+from esper.blueprints.rules import invalid, placed
+from esper.errors import BlueprintInvalid
 
 _AXES = {"NC": (), "NTC": ("site.t",), "NCL": ("site.l",), "NCHW": ("site.h", "site.w")}
 
@@ -35,9 +37,12 @@ class Flow(msgspec.Struct, frozen=True):
     mixing: Mixing
 
 
-def site_sizes(rank: str) -> dict[str, Polynomial]:
+def site_sizes(rank: str, site: Site) -> dict[str, Polynomial]:
     """Return what each ``site.*`` name stands for at a layout; names that make no sense there are left out."""
     sizes = {name: Polynomial.named(name) for name in ("site.channels", "site.in_channels", *_AXES[rank])}
+    for name, number in (("site.channels", site.channels), ("site.in_channels", site.in_channels)):
+        if number is not None:
+            sizes[name] = Polynomial.constant(number)
     positions = Polynomial.constant(1)
     for axis in _AXES[rank]:
         positions *= sizes[axis]
@@ -50,8 +55,8 @@ def symbol_names(blueprint: Blueprint, rank: str) -> dict[str, Polynomial]:
     Raises:
         BlueprintInvalid: A symbol is bound to a size that the layout does not have.
     """
-    sizes = site_sizes(rank)
-    if blueprint.kind == "residual":
+    sizes = site_sizes(rank, blueprint.site)
+    if KINDS[blueprint.kind].reads == "output":
         del sizes["site.in_channels"]
     names: dict[str, Polynomial] = {}
     for name, symbol in blueprint.symbols.items():
@@ -71,10 +76,10 @@ def infer(blueprint: Blueprint, nodes: list[Node], rank: str) -> Flow:
         BlueprintInvalid: Shapes do not fit, or the output does not have the site's shape.
     """
     names = symbol_names(blueprint, rank)
-    sizes = site_sizes(rank)
+    sizes = site_sizes(rank, blueprint.site)
     positions = tuple(sizes[axis] for axis in _AXES[rank])
     site = Shape(rank, sizes["site.channels"], positions)
-    entry = "site.in_channels" if blueprint.kind == "lowrank_weight" else "site.channels"
+    entry = "site.in_channels" if KINDS[blueprint.kind].reads == "input" else "site.channels"
     shapes = {INPUT: Shape(rank, sizes[entry], positions)}
     calls: dict[str, Call] = {}
     parameters = flops = Polynomial.constant(0)
@@ -90,11 +95,13 @@ def infer(blueprint: Blueprint, nodes: list[Node], rank: str) -> Flow:
                 raise invalid("shape", path, f"{node.op} takes {ranks}, its input is {shape}")
         try:
             shapes[node.id] = op.shape(call)
+            parameters += op.parameters(call)
+            flops += op.flops(call)
         except ShapeMismatch as error:
             raise invalid("shape", path, f"{node.op}: {error}") from error
+        except BlueprintInvalid as error:
+            raise placed(error, path) from error
         calls[node.id] = call
-        parameters += op.parameters(call)
-        flops += op.flops(call)
         mixing = max(mixing, op.mixing(call))
     if shapes[blueprint.out] != site:
         raise invalid("output_shape", "out", f"out is {shapes[blueprint.out]}, the site's output is {site}")

@@ -10,20 +10,22 @@ from __future__ import annotations
 import msgspec
 
 from esper.blueprints.expression import read_expression
+from esper.blueprints.foldable import UNIT_ACTIVATIONS, check_folds, check_width, width_activation
 from esper.blueprints.graph import order
 from esper.blueprints.ir import DTYPES, MAX_SIZE, Blueprint, Node, SiteSignature, SymbolRange
-from esper.blueprints.ops import RANK_AXES, Call, Mixing
+from esper.blueprints.kinds import KINDS
+from esper.blueprints.ops import OPS, RANK_AXES, Call, Mixing
 from esper.blueprints.polynomial import Polynomial
 from esper.blueprints.rules import invalid
 from esper.blueprints.shapes import Flow, infer, site_sizes, spelled, tensor_shape
-from esper.blueprints.tail import check_tail
+from esper.blueprints.tail import Joint, check_tail
 from esper.errors import BlueprintInvalid
 
-SITE_KINDS = ("linear", "conv1d", "conv2d", "attention", "norm", "block")
+_PAIRS = ("pair", *(f"pair_{activation}" for activation in UNIT_ACTIVATIONS))
+SITE_KINDS = ("linear", "conv1d", "conv2d", "attention", "norm", "block", *_PAIRS)
 MAX_PARAMETERS = 2**24
 MAX_FLOPS = 2**40
 MAX_ELEMENTS = 2**26
-_FOLDS = frozenset({"linear", "identity", "add", "sub", "scale_const", "concat"})
 
 
 class Verified(msgspec.Struct, frozen=True):
@@ -34,6 +36,8 @@ class Verified(msgspec.Struct, frozen=True):
     nodes: list[Node]
     #: What was inferred, by rank.
     flows: dict[str, Flow]
+    #: The stream of a ``layer``, from x to out; empty for other kinds.
+    stream: dict[str, Joint]
     #: Values of the symbols at the signature; empty without one.
     symbols: dict[str, int]
     #: Values of the site's sizes and of the symbols, as polynomials name them; empty without a signature.
@@ -54,15 +58,17 @@ def verify(blueprint: Blueprint, signature: SiteSignature | None = None) -> Veri
         BlueprintInvalid: A rule is broken; ``path`` and ``rule`` say where and which.
     """
     nodes = order(blueprint)
+    if blueprint.kind == "width":
+        check_width(blueprint, nodes)
     flows = {rank: infer(blueprint, nodes, rank) for rank in blueprint.site.rank}
     has_parameters = any(flow.parameters != Polynomial.constant(0) for flow in flows.values())
-    check_tail(blueprint, nodes, has_parameters=has_parameters)
+    stream = check_tail(blueprint, nodes, has_parameters=has_parameters)
     for flow in flows.values():
         _check_flow(blueprint, flow)
     _check_ranges(blueprint)
     if blueprint.kind == "lowrank_weight":
-        _check_folds(blueprint)
-    found = Verified(blueprint, nodes, flows, {}, {}, None, None)
+        check_folds(blueprint)
+    found = Verified(blueprint, nodes, flows, stream, {}, {}, None, None)
     return found if signature is None else _at_site(found, signature)
 
 
@@ -87,6 +93,9 @@ def _check_flow(blueprint: Blueprint, flow: Flow) -> None:
         if read_expression(claimed, flow.names, path) != counted:
             truth = spelled(counted, flow.names)
             raise invalid(f"claims_{key}", path, f"at {flow.rank} the graph has {truth}, not {claimed}")
+    parameters = flow.parameters.as_constant()
+    if parameters is not None and parameters > MAX_PARAMETERS:
+        raise invalid("budget", "", f"{parameters} parameters are too many, {MAX_PARAMETERS} are allowed")
 
 
 def _check_ranges(blueprint: Blueprint) -> None:
@@ -99,14 +108,8 @@ def _check_ranges(blueprint: Blueprint) -> None:
 
 
 def _site_names(blueprint: Blueprint, rank: str) -> dict[str, Polynomial]:
-    sizes = site_sizes(rank)
+    sizes = site_sizes(rank, blueprint.site)
     return {name: sizes[symbol] for name, symbol in blueprint.symbols.items() if isinstance(symbol, str)}
-
-
-def _check_folds(blueprint: Blueprint) -> None:
-    for place, node in enumerate(blueprint.nodes):
-        if node.op not in _FOLDS or node.attr.get("bias"):
-            raise invalid("not_foldable", f"nodes[{place}]", f"{node.op} does not fold into a weight")
 
 
 def _check_signature(blueprint: Blueprint, signature: SiteSignature) -> None:
@@ -120,8 +123,23 @@ def _check_signature(blueprint: Blueprint, signature: SiteSignature) -> None:
         raise invalid("signature", "signature.rank", f"{blueprint.id} is for {ranks}, not {signature.rank}")
     if signature.causal and not blueprint.site.causal:
         raise invalid("signature", "signature.causal", f"{blueprint.id} does not keep the order of time")
-    if blueprint.kind == "lowrank_weight" and (signature.kind != "linear" or signature.in_channels is None):
+    _check_kind(blueprint, signature)
+
+
+def _check_kind(blueprint: Blueprint, signature: SiteSignature) -> None:
+    """Check that a site is of the sort that a kind is for, with the channels that the blueprint asks for."""
+    if blueprint.kind == "lowrank_weight" and signature.kind != "linear":
         raise invalid("signature", "signature.kind", f"{blueprint.id} changes the weight of a linear site")
+    if (blueprint.kind == "width") != (signature.kind in _PAIRS):
+        raise invalid("signature", "signature.kind", "width blueprints, and no others, are for pairs of linear sites")
+    if blueprint.kind == "width" and signature.kind not in ("pair", f"pair_{width_activation(blueprint)}"):
+        raise invalid("signature", "signature.kind", f"{blueprint.id} has another activation than the pair")
+    if KINDS[blueprint.kind].reads == "input" and signature.in_channels is None:
+        raise invalid("signature", "signature.in_channels", f"{blueprint.id} reads the input of the site's module")
+    for name in ("channels", "in_channels"):
+        wanted, there = getattr(blueprint.site, name), getattr(signature, name)
+        if wanted is not None and wanted != there:
+            raise invalid("signature", f"signature.{name}", f"{blueprint.id} is for {wanted} channels, not {there}")
 
 
 def _at_site(found: Verified, signature: SiteSignature) -> Verified:
@@ -154,7 +172,7 @@ def _sizes(signature: SiteSignature) -> dict[str, int]:
 def _symbol_value(name: str, symbol: str | SymbolRange, blueprint: Blueprint, rank: str, sizes: dict[str, int]) -> int:
     """Return a symbol's size: the default, rounded up to the bucket, within the bounds."""
     if isinstance(symbol, str):
-        return site_sizes(rank)[symbol].evaluate(sizes)
+        return site_sizes(rank, blueprint.site)[symbol].evaluate(sizes)
     path = f"symbols.{name}"
     names = _site_names(blueprint, rank)
     low, high, default = (
@@ -176,14 +194,18 @@ def _check_sizes(found: Verified, flow: Flow, sizes: dict[str, int]) -> None:
             raise invalid("shape", path, f"{node.id!r} has sizes {shape} at this site")
         if max(shape, default=1) > MAX_SIZE or elements > MAX_ELEMENTS:
             raise invalid("budget", path, f"{node.id!r} has sizes {shape} at this site")
-        if node.op == "groupnorm":
-            _check_groups(flow.calls[node.id], sizes, f"{path}.attr.groups")
+        _check_shares(node, flow.calls[node.id], sizes, path)
 
 
-def _check_groups(call: Call, sizes: dict[str, int], path: str) -> None:
-    groups = call.size("groups").evaluate(sizes)
+def _check_shares(node: Node, call: Call, sizes: dict[str, int], path: str) -> None:
+    """Check that an operator that deals out its channels in equal shares can."""
+    name = OPS[node.op].shares
+    if name is None:
+        return
+    path = f"{path}.attr.{name}"
+    groups = call.size(name).evaluate(sizes)
     channels = call.first.channels.evaluate(sizes)
     if groups < 1 or channels % groups:
-        raise invalid("shape", path, f"{groups} groups do not divide {channels} channels")
-    if call.first.elements().evaluate(sizes) < 2 * groups:
+        raise invalid("shape", path, f"{groups} {name} do not divide {channels} channels")
+    if node.op == "groupnorm" and call.first.elements().evaluate(sizes) < 2 * groups:
         raise invalid("shape", path, "a group of one number has no spread to normalise")

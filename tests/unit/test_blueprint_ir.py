@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
-from esper.blueprints.document import MAX_BYTES
 from esper.blueprints.expression import read_expression
 from esper.blueprints.ir import SiteSignature, parse
 from esper.blueprints.ops import OPS
@@ -134,7 +132,7 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("version", "ir", _set("ir", value=2)),
     ("name", "id", _set("id", value="../etc")),
     ("name", "nodes[0].id", _set("nodes", 0, "id", value="__class__")),
-    ("kind", "kind", _set("kind", value="gate")),
+    ("kind", "kind", _set("kind", value="swap")),
     ("merge", "merge", _set("merge", value={"op": "replace"})),
     ("rank", "site.rank", _set("site", "rank", value="NDHWC")),
     ("rank", "site.rank", _set("site", "rank", value=[])),
@@ -240,46 +238,6 @@ def test_a_broken_blueprint_is_refused_for_its_rule_at_its_place(rule: str, path
     assert (error.rule, error.path) == (rule, path)
     assert error.hint == RULES[rule]
     assert rule in str(error)
-
-
-HOSTILE: list[tuple[str, bytes | str]] = [
-    ("size", b" " * (MAX_BYTES + 1)),
-    ("json", b"{"),
-    ("json", b""),
-    ("json", b"\xff\xfe{}"),
-    ("json", "{}\ud800"),
-    ("type", b"[]"),
-    ("depth", b"[" * 200_000),
-    ("depth", b'{"a":' * 40_000),
-    ("number", b'{"ir": ' + b"9" * 100_000 + b"}"),
-    ("number", b'{"ir": 1e999}'),
-    ("number", b'{"ir": 0.' + b"1" * 100_000 + b"}"),
-    ("number", b'{"ir": NaN}'),
-    ("number", b'{"ir": -Infinity}'),
-    ("duplicate_key", b'{"ir": 1, "ir": 1}'),
-    ("node_count", document(lambda doc: doc.update(nodes=doc["nodes"] * 200))),
-    ("symbol", document(lambda doc: doc["symbols"].update({f"s{n}": "site.h" for n in range(1000)}))),
-    ("expression", document(_set("claims", "params", value="(" * 400 + "C" + ")" * 400))),
-    ("expression", document(_set("claims", "params", value="(" * 100 + "C" + ")" * 100))),
-    ("expression", document(_set("claims", "params", value="*".join(["(C+H+W+r+1)"] * 30)))),
-    ("expression", document(_set("claims", "params", value="*".join(["999999999"] * 20)))),
-    ("expression", document(_set("claims", "params", value="//".join(["(C+H)"] * 80)))),
-    ("expression", document(_set("claims", "params", value="C//0"))),
-    ("expression", document(_set("claims", "params", value="1" * 400))),
-]
-
-
-@pytest.mark.parametrize(("rule", "data"), HOSTILE, ids=[f"{rule}-{n}" for n, (rule, _) in enumerate(HOSTILE)])
-def test_hostile_input_is_refused_quickly_with_its_rule(rule: str, data: bytes | str) -> None:
-    start = time.process_time()
-    assert refusal(data).rule == rule
-    assert time.process_time() - start < 0.5
-
-
-def test_every_rule_that_a_document_alone_can_break_is_shown_to_be_enforced() -> None:
-    shown = {rule for rule, _, _ in BROKEN} | {rule for rule, _ in HOSTILE}
-    at_sites = {"symbol_bounds", "signature", "budget"}
-    assert shown | at_sites == set(RULES)
 
 
 @pytest.mark.parametrize(
