@@ -56,6 +56,17 @@ def small_host() -> nn.Sequential:
     return nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Dropout(0.1), nn.Linear(12, 12), nn.ReLU(), nn.Linear(12, 3))
 
 
+class Wide(Tiny):
+    """Tiny with layers of 512 channels, where a seed learns slower than its host."""
+
+    name = "wide"
+
+    def host(self, seed: int) -> nn.Module:
+        """Return a wide network."""
+        with seeded(seed):
+            return nn.Sequential(nn.Linear(8, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 3))
+
+
 class Interruptible(Tiny):
     """Tiny, stopped dead at one of its training losses."""
 

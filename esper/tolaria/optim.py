@@ -1,7 +1,8 @@
 """The host's optimiser and the groups that growth adds to it.
 
-A grown seed's parameters join the host's optimiser as a group of their own with a learning rate that warms up; the
-host's moments stay untouched. Esper sets every group's learning rate at each step, so torch schedulers are not used.
+A grown seed's parameters join the host's optimiser as a group of their own with a learning rate that warms up, to the
+host's or to a fraction of it where the seed is wide (``blueprints.cost``); the host's moments stay untouched. Esper
+sets every group's learning rate at each step, so torch schedulers are not used.
 """
 
 from __future__ import annotations
@@ -45,19 +46,20 @@ class GrowingOptimizer:
         """Return the peak learning rate of the first group."""
         return float(self.optimizer.param_groups[0][_BASE])
 
-    def add(self, seed_id: str, parameters: list[nn.Parameter], step: int) -> None:
+    def add(self, seed_id: str, parameters: list[nn.Parameter], step: int, *, rate_factor: float = 1.0) -> None:
         """Let a seed's parameters learn from the next step on.
 
         Args:
             seed_id: The seed.
             parameters: Its parameters; without any nothing is added.
             step: Steps done so far.
+            rate_factor: Its peak rate as a multiple of the host's; part of the group's peak, and so of a checkpoint.
         """
         if not parameters:
             return
         first = {k: v for k, v in self.optimizer.param_groups[0].items() if k != "params"}
         self.optimizer.add_param_group(
-            {**first, "params": parameters, _SEED: seed_id, _STARTED: step, _BASE: self.base_lr}
+            {**first, "params": parameters, _SEED: seed_id, _STARTED: step, _BASE: self.base_lr * rate_factor}
         )
 
     def remove(self, seed_id: str) -> None:
