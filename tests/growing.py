@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import fx, nn
 
 from esper.events.decision import Schedule
 
@@ -87,8 +89,11 @@ FAST = Schedule(ramp_steps=4, settle_steps=2, fade_steps=2, embargo_steps=3, pro
 
 
 def branch(site: Any, *, zero: bool = True, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Return a bottleneck that fits a site, with a zero tail unless told otherwise."""
+    """Return a bottleneck that fits a site, new units at a pair, with a zero tail unless told otherwise."""
     signature = site.signature
+    if site.reads_at is not None:
+        act = getattr(F, site.kind.removeprefix("pair_"))
+        return new_units(signature.in_channels, signature.channels, 4, act, zero=zero).to(dtype)
     channels, rank = signature.channels, signature.rank
     if rank in {"NC", "NTC"}:
         layers: list[nn.Module] = [nn.Linear(channels, 4), nn.GELU(), nn.Linear(4, channels)]
@@ -102,6 +107,21 @@ def branch(site: Any, *, zero: bool = True, dtype: torch.dtype = torch.float32) 
     return nn.Sequential(*layers).to(dtype)
 
 
+def new_units(
+    given: int, out: int, units: int, act: Callable[..., torch.Tensor], *, zero: bool = False
+) -> fx.GraphModule:
+    """Return a width branch as a blueprint gives it."""
+    root = nn.Module()
+    root.add_module("n0", nn.Linear(given, units))
+    root.add_module("n2", nn.Linear(units, out, bias=False))
+    if zero:
+        nn.init.zeros_(root.get_submodule("n2").weight)
+    graph = fx.Graph()
+    value = graph.call_module("n0", (graph.placeholder("x"),))
+    graph.output(graph.call_module("n2", (graph.call_function(act, (value,)),)))
+    return fx.GraphModule(root, graph)
+
+
 class Lora(nn.Module):
     """A low-rank, bias-free linear branch that reads the site module's input."""
 
@@ -111,6 +131,11 @@ class Lora(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.up(self.down(x))
+
+
+def reads_of(site: Any) -> Any:
+    """Return what a branch at a site reads."""
+    return "output" if site.reads_at is None else "input"
 
 
 class Failing(nn.Module):

@@ -1,7 +1,7 @@
 """Let a grown host go as a plain module that runs without Esper.
 
 Belongs here: folding low-rank growth into weights, placing the branches that stay, and the check that the host still
-computes the same. Does not belong here: files (the caller saves the module).
+computes the same. Does not belong here: new hidden units (``widen``), or files (the caller saves the module).
 
 A branch that stays becomes a submodule ``growth_<n>`` of its site's module and is added by a ``torch.fx`` forward hook
 made of torch's own parts. So every key of the host's ``state_dict`` stays as it was, code that reads attributes of the
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree
 
@@ -26,7 +27,9 @@ from esper.events.seed import SeedFolded
 from esper.kasmina.counterfactual import muted
 from esper.kasmina.growth import Growth
 from esper.kasmina.seed import Seed
+from esper.kasmina.site import Site
 from esper.kasmina.untouched import copied, same_host, same_random_numbers
+from esper.kasmina.widen import widen
 
 #: Largest difference allowed, relative to the largest output, by dtype of the output.
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 2e-2}
@@ -73,14 +76,15 @@ def _fold_all(growth: Growth, fossils: list[Seed], probe: Call, step: int) -> No
     reference = _outputs(growth.model, probe)
     places: list[tuple[Seed, str | None, float]] = []
     try:
-        for path in growth.sites:
-            here = [seed for seed in fossils if seed.site.path == path]
-            if not here:
-                continue
-            into = [_fold(growth.model, seed, here[:index], undo) for index, seed in enumerate(here)]
+        widened = _Widened(
+            first={seed.site.reads_at for seed in fossils if seed.site.reads_at is not None},
+            second={seed.site.module for seed in fossils if seed.site.reads_at is not None},
+        )
+        for here in _groups(growth.sites, fossils):
+            into = [_fold(growth.model, seed, here[:index], widened, undo) for index, seed in enumerate(here)]
             done += here
             with muted(done):
-                difference = _difference(reference, _outputs(growth.model, probe), path)
+                difference = _difference(reference, _outputs(growth.model, probe), here[0].site.path)
             places += [(seed, place, difference) for seed, place in zip(here, into, strict=True)]
     except BaseException:
         for put_back in reversed(undo):
@@ -97,13 +101,40 @@ def _fold_all(growth: Growth, fossils: list[Seed], probe: Call, step: int) -> No
         )
 
 
-def _fold(model: nn.Module, seed: Seed, before: list[Seed], undo: list[Undo]) -> str | None:
+def _groups(sites: Mapping[str, Site], fossils: list[Seed]) -> list[list[Seed]]:
+    """Return the seeds in the order of folding, those together that are folded before the next check.
+
+    Pairs come last, since what else stands at a pair's layers is built in while they have the sizes it was made for,
+    and together, since a layer between two pairs changes for both.
+    """
+    single = [[seed for seed in fossils if seed.site is site] for site in sites.values() if site.reads_at is None]
+    pairs = [seed for seed in fossils if seed.site.reads_at is not None]
+    return [group for group in (*single, pairs) if group]
+
+
+class _Widened(NamedTuple):
+    """The layers of pairs that are widened last of all."""
+
+    #: Their outputs get more channels.
+    first: set[nn.Module]
+    #: Their inputs do.
+    second: set[nn.Module]
+
+    def reaches(self, seed: Seed) -> bool:
+        """Tell whether a branch that stays will be given more channels than it was made for."""
+        return seed.site.module in (self.second if seed.reads == "input" else self.first)
+
+
+def _fold(model: nn.Module, seed: Seed, before: list[Seed], widened: _Widened, undo: list[Undo]) -> str | None:
     """Build one seed into the host and return the path it was folded into, None where its branch stays."""
     if seed.ramp.value != 1.0 or seed.module is None:
         raise GrowthError(f"fossilised seed {seed.id!r} has alpha {seed.ramp.value}, not 1")
+    if seed.site.reads_at is not None:
+        undo.append(widen(seed.site.reads_at, seed.site.module, seed.module))
+        return seed.site.path
     change = _weight_change(model, seed, before)
     if change is None:
-        undo.append(_place(seed, seed.module))
+        undo.append(_place(seed, seed.module, narrow=widened.reaches(seed)))
         return None
     weight = seed.site.module.weight
     if not isinstance(weight, nn.Parameter):
@@ -145,11 +176,11 @@ def _weight_change(model: nn.Module, seed: Seed, before: list[Seed]) -> torch.Te
     return change if torch.allclose(direct, rows @ change.T, rtol=1e-9, atol=1e-12) else None
 
 
-def _place(seed: Seed, branch: nn.Module) -> Undo:
+def _place(seed: Seed, branch: nn.Module, *, narrow: bool) -> Undo:
     """Make a branch a submodule of its site's module, added to the output by a hook; return how to undo it."""
     module = seed.site.module
     name = f"growth_{sum(name.startswith('growth_') for name, _ in module.named_children())}"
-    handle = module.register_forward_hook(_adder(seed, branch), with_kwargs=True)
+    handle = module.register_forward_hook(_adder(seed, branch, narrow=narrow), with_kwargs=True)
     module.add_module(name, branch)
 
     def put_back() -> None:
@@ -159,8 +190,14 @@ def _place(seed: Seed, branch: nn.Module) -> Undo:
     return put_back
 
 
-def _adder(seed: Seed, branch: nn.Module) -> fx.GraphModule:
-    """Return ``(module, args, kwargs, output) -> output with the branch added``, as a module that pickles."""
+def _adder(seed: Seed, branch: nn.Module, *, narrow: bool) -> fx.GraphModule:
+    """Return ``(module, args, kwargs, output) -> output with the branch added``, as a module that pickles.
+
+    Args:
+        seed: Whose branch it is.
+        branch: What is added.
+        narrow: Let the branch see and change only as many channels as it was made for, the first ones.
+    """
     site = seed.site
     graph = fx.Graph()
     _, host_args, host_kwargs, output = (
@@ -172,7 +209,14 @@ def _adder(seed: Seed, branch: nn.Module) -> fx.GraphModule:
         source = graph.call_function(operator.getitem, (carrier, site.input_from))
     else:
         source = head
+    if narrow:
+        channels = site.signature.channels if seed.reads == "output" else site.input_shape[-1]
+        source = graph.call_function(torch.narrow, (source, -1, 0, channels))
     delta = graph.call_module("branch", (source,))
+    if narrow:
+        width = graph.call_method("size", (head, -1))
+        missing = graph.call_function(operator.sub, (width, graph.call_method("size", (delta, -1))))
+        delta = graph.call_function(F.pad, (delta, (0, missing)))
     result: Any = graph.call_function(operator.add, (head, delta))
     if site.tuple_length:
         rest = [graph.call_function(operator.getitem, (output, i)) for i in range(1, site.tuple_length)]

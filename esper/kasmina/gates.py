@@ -14,6 +14,7 @@ from torch import nn
 
 from esper.kasmina.seed import Reads, Seed
 from esper.kasmina.site import Site
+from esper.kasmina.widen import is_width
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -32,7 +33,10 @@ def kernel_fits(site: Site, module: nn.Module, reads: Reads, device: torch.devic
         reads: What it reads.
         device: The site's device.
     """
-    wrong_place = reads == "input" and site.kind not in {"linear", "conv1d", "conv2d"}
+    if site.reads_at is not None:
+        wrong_place = reads != "input" or not is_width(module)
+    else:
+        wrong_place = reads == "input" and site.kind not in {"linear", "conv1d", "conv2d"}
     shape = site.output_shape if reads == "output" else site.input_shape
     probe = torch.ones((2, *shape), dtype=getattr(torch, site.signature.dtype), device=device)
     training = module.training

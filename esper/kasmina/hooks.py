@@ -1,4 +1,4 @@
-"""The forward hooks that join seeds to a host, one per site that carries any.
+"""The forward hooks that join seeds to a host, one per site that carries any; a pair of layers has two.
 
 Belongs here: putting hooks on and off and applying a site's seeds. Does not belong here: one seed's branch
 (``esper.kasmina.seed``) or the hooks that only look (``survey``, ``probe``).
@@ -21,12 +21,25 @@ class SiteHook:
 
     def __init__(self, site: Site, seeds: list[Seed]) -> None:
         self._site, self._seeds = site, seeds
+        self._given: Any = None
+
+    def note_input(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep what the first layer of a pair is given, until the second one has run."""
+        self._given = self._first(args, kwargs)
+
+    def _first(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        where = self._site.input_from
+        if isinstance(where, int):
+            return args[where] if where < len(args) else None
+        return kwargs.get(where)
 
     def __call__(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """Return the site's output with its seeds' branches added, or None to leave it as it is."""
         head = output[0] if isinstance(output, tuple) else output
-        where = self._site.input_from
-        given = (args[where] if where < len(args) else None) if isinstance(where, int) else kwargs.get(where)
+        if self._site.reads_at is None:
+            given = self._first(args, kwargs)
+        else:
+            given, self._given = self._given, None
         result = head
         for seed in self._seeds:
             result = seed.blend(result, given)
@@ -42,7 +55,7 @@ class Hooks:
     """Every hook that seeds have on one host."""
 
     def __init__(self) -> None:
-        self._handles: dict[str, RemovableHandle] = {}
+        self._handles: dict[str, list[RemovableHandle]] = {}
         self._nested: dict[nn.TransformerEncoder, bool] = {}
 
     def fit(self, site: Site, attached: Sequence[Seed]) -> None:
@@ -55,14 +68,13 @@ class Hooks:
         self.drop(site.path)
         seeds = [seed for seed in attached if seed.site is site]
         if seeds:
-            hook = SiteHook(site, seeds)
-            self._handles[site.path] = site.module.register_forward_hook(hook, with_kwargs=True)
+            self._handles[site.path] = _hooked(site, SiteHook(site, seeds))
         self._set_nested(site.encoder, any(seed.site.encoder is site.encoder for seed in attached))
 
     def drop(self, path: str) -> None:
         """Take a site's hook off, if it has one."""
-        if path in self._handles:
-            self._handles.pop(path).remove()
+        for handle in self._handles.pop(path, ()):
+            handle.remove()
 
     def drop_all(self, kept: Sequence[Seed]) -> None:
         """Take every hook off; encoders of layers with seeds that were built in go on without nested tensors."""
@@ -80,3 +92,13 @@ class Hooks:
             encoder.use_nested_tensor = False
         elif not grown and encoder in self._nested:
             encoder.use_nested_tensor = self._nested.pop(encoder)
+
+
+def _hooked(site: Site, hook: SiteHook) -> list[RemovableHandle]:
+    """Put a site's hook on. A pair's runs before the one of its second layer: new units belong to that layer."""
+    if site.reads_at is None:
+        return [site.module.register_forward_hook(hook, with_kwargs=True)]
+    return [
+        site.reads_at.register_forward_pre_hook(hook.note_input, with_kwargs=True),
+        site.module.register_forward_hook(hook, with_kwargs=True, prepend=True),
+    ]

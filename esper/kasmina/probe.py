@@ -47,7 +47,7 @@ class Probe:
     def __enter__(self) -> Self:
         """Put the hooks on; they run after the seeds' hooks and see what the host sees."""
         for site in self._sites:
-            self._handles.append(site.module.register_forward_hook(self._watcher(site)))
+            self._handles.append(site.observed.register_forward_hook(self._watcher(site)))
         return self
 
     def __exit__(
@@ -92,7 +92,7 @@ class Probe:
         if complete:
             h_mc = torch.cat([h for h, _ in complete]).double().cpu()
             g_mc = torch.cat([g for _, g in complete]).double().cpu()
-            return measure(site.path, h_mc, g_mc, site.positions, _weight_gradient(site.module))
+            return measure(site.path, h_mc, g_mc, site.positions, _weight_gradient(site.observed))
         h_rows = torch.cat([h for h, _ in passes]).double().cpu() if passes else None
         return measure(site.path, h_rows, None, site.positions, None)
 

@@ -60,6 +60,13 @@ class Site:
     rows_per_sample: int
     #: The encoder that would hand this layer nested tensors in eval mode, where there is one.
     encoder: nn.TransformerEncoder | None
+    #: The layer whose input a seed reads, where that is not the module itself: the first of a pair.
+    reads_at: nn.Module | None = None
+
+    @property
+    def observed(self) -> nn.Module:
+        """Return the module whose output telemetry is about: the layer that a seed would widen, or the site itself."""
+        return self.module if self.reads_at is None else self.reads_at
 
     @property
     def alpha_dtype(self) -> torch.dtype:
@@ -130,7 +137,8 @@ def signature_of(
     attention = module if isinstance(module, nn.MultiheadAttention) else getattr(module, "self_attn", None)
     if isinstance(attention, nn.MultiheadAttention) and not attention.batch_first:
         return "its layout is sequence first; build it with batch_first=True"
-    channels_last = kind in {"linear", "attention", "block"} or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    last = isinstance(module, nn.Linear | nn.LayerNorm | nn.RMSNorm)
+    channels_last = last or kind in {"attention", "block"}
     rank = (_CHANNELS_LAST if channels_last else _CHANNELS_SECOND).get(output.dim())
     several = len(getattr(module, "normalized_shape", (1,))) != 1
     if rank is None or several or rank not in _RANKS.get(kind, (rank,)):

@@ -7,7 +7,7 @@ running the pass (``esper.kasmina.growth``). The hooks only look: they return no
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from esper.blueprints.ir import SiteSignature
 from esper.errors import SiteUnsupported
 from esper.kasmina.flops import module_flops
+from esper.kasmina.pair import JOINT, Layer, Pair, find_pairs
 from esper.kasmina.site import FUSED, Site, first_input, first_tensor, is_opaque, kind_of, signature_of
 
 
@@ -113,16 +114,51 @@ class Survey:
                 candidates.append((sighting.order, path, signature))
         for depth, (_, path, signature) in enumerate(sorted(candidates, key=lambda candidate: candidate[0])):
             found.sites[path] = self._site(path, depth, signature)
+        self._add_pairs(found)
         whole = module_flops(self._model, *self._given, model_output)
         found.forward_flops = (whole + sum(sighting.flops for sighting in self._seen.values())) // self._batch
         found.skipped = {path: found.skipped[path] for path in sorted(found.skipped)}
         self.stop()
         for path in self._wanted or ():
             if path not in found.sites:
-                raise SiteUnsupported(
-                    f"module {path!r} cannot carry a seed: {found.skipped[path]}", hint="see Growth.skipped"
-                )
+                why = found.skipped.get(path, "no activation alone stands between the two layers")
+                raise SiteUnsupported(f"module {path!r} cannot carry a seed: {why}", hint="see Growth.skipped")
         return found
+
+    def _add_pairs(self, found: Findings) -> None:
+        """Add the pairs of layers that can be widened; each is as deep as its second layer."""
+        order = {path: sighting.order for path, sighting in self._seen.items()}
+        layers = {
+            path: Layer(module, sighting.given, sighting.output)
+            for path, sighting in sorted(self._seen.items(), key=lambda seen: seen[1].order)
+            if isinstance(module := self._modules[path], nn.Linear) and path not in self._closed
+            if sighting.calls == 1 and isinstance(sighting.given, torch.Tensor)
+        }
+        for pair in find_pairs(layers, self._model):
+            if self._wanted is not None and pair.path not in self._wanted:
+                continue
+            layer = layers[pair.second]
+            if layer.output.dim() < 2 or layer.output.shape[0] % self._batch:
+                continue
+            given = layers[pair.first].given
+            signature = signature_of(layer.module, pair.kind, given, layer.output, self._causal)
+            if isinstance(signature, str):
+                found.skipped[pair.path] = signature
+                continue
+            depth = sum(order[path] < order[pair.second] for path in found.sites if JOINT not in path)
+            found.sites[pair.path] = self._pair(pair, depth, signature)
+
+    def _pair(self, pair: Pair, depth: int, signature: SiteSignature) -> Site:
+        first, second = self._site(pair.first, depth, signature), self._site(pair.second, depth, signature)
+        return replace(
+            second,
+            path=pair.path,
+            parameters=first.parameters + second.parameters,
+            flops=first.flops + second.flops,
+            input_shape=first.input_shape,
+            input_from=first.input_from,
+            reads_at=first.module,
+        )
 
     def _watcher(self, path: str) -> Any:
         def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -211,7 +247,7 @@ def _look_over(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], di
 
 
 def _check_wanted(wanted: Sequence[str], watched: Mapping[str, nn.Module], closed: Mapping[str, str]) -> None:
-    for path in wanted:
+    for path in (part for name in wanted for part in name.split(JOINT)):
         if path not in watched and path not in closed:
             named = ", ".join(watched) or "none that could carry a seed"
             raise SiteUnsupported(f"the host has no module {path!r}", hint=f"it has: {named}")

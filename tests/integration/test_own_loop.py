@@ -128,7 +128,7 @@ def test_a_whole_loop_is_recorded(forged: Path) -> None:
 
 
 def test_sites_are_found_in_the_first_training_pass(forged: Path) -> None:
-    assert [fact.site for fact in facts(forged, recorded(forged), SiteRegistered)] == ["0", "3"]
+    assert [fact.site for fact in facts(forged, recorded(forged), SiteRegistered)] == ["0", "3", "3+5"]
 
 
 def test_batch_ids_become_the_digests_of_the_steps(forged: Path) -> None:
@@ -391,7 +391,7 @@ def test_attach_works_alone_without_any_log(tmp_path: Path, monkeypatch: pytest.
         F.cross_entropy(model(INPUTS), TARGETS).backward()
         optimizer.step()
         growth.tick(step + 1)
-    assert list(growth.sites) == ["0", "3"]
+    assert list(growth.sites) == ["0", "3", "3+5"]
     assert detach(growth, step=3) is model
     assert list(tmp_path.iterdir()) == []
 

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from growing import FAST, HOSTS, Facts, branch, grads, loss_of, make
+from growing import FAST, HOSTS, Facts, branch, grads, loss_of, make, reads_of
 from torch import nn
 
 from esper.errors import GrowthError, IllegalTransition, NotFound, SiteUnsupported
@@ -179,7 +179,9 @@ def test_an_active_seed_changes_the_eval_output_at_every_site_offered(name: str)
         for path in attach(host, (x,)).sites:
             growth = attach(host, (x,))
             torch.manual_seed(1)
-            growth.germinate(path, branch(growth.sites[path], zero=False), seed_id="s", step=0, schedule=FULL)
+            site = growth.sites[path]
+            module = branch(site, zero=False)
+            growth.germinate(path, module, seed_id="s", step=0, schedule=FULL, reads=reads_of(site))
             assert not torch.allclose(host(x), before, atol=1e-4), path
             growth.close()
             assert torch.equal(host(x), before)
@@ -211,7 +213,7 @@ def test_upstream_gradient_at_birth_does_not_depend_on_alpha(name: str) -> None:
     host = copy.deepcopy(plain)
     growth = attach(host, (x,))
     for path, site in growth.sites.items():
-        growth.germinate(path, branch(site), seed_id=path, step=0)
+        growth.germinate(path, branch(site), seed_id=path, step=0, reads=reads_of(site))
     torch.manual_seed(5)
     loss_of(plain, x).backward()
     expected = grads(plain)

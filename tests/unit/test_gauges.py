@@ -141,6 +141,8 @@ def test_health_is_told_for_each_site_in_order_with_its_seeds() -> None:
     assert [(f["site"], f["step"], f["depth"], f["seeds_present"], f["alpha"]) for f in told] == [
         ("0", 7, 0, 0, 0.0),
         ("2", 7, 1, 1, 0.25),
+        ("0+2", 7, 1, 0, 0.0),
+        ("2+4", 7, 2, 0, 0.0),
     ]
     assert told[0]["gradient_norm"] == measured["0"].gradient_norm
 
