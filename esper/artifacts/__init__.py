@@ -12,7 +12,7 @@ from esper.artifacts.store import ArtifactStore
 __all__ = ["ArtifactStore", "LocalStore", "MemoryStore", "ObjectStore", "open_objects", "open_store"]
 
 
-def open_store(url: str) -> ArtifactStore:
+def open_store(url: str) -> ContentStore:
     """Open the store a URL names.
 
     Args:

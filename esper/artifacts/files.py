@@ -38,8 +38,34 @@ def write_new(place: Path, data: bytes, *, temporary: Path, root: Path, mode: in
             written = False
         finally:
             finished.unlink(missing_ok=True)
-    _sync_names(place, root)
+    sync_names(place, root)
     return written
+
+
+def link_new(file: Path, place: Path, *, root: Path) -> bool:
+    """Give a file a second name that is free; tell whether it was. See ``write_new``.
+
+    Args:
+        file: A whole file on the same file system; it is forced to stable storage first.
+        place: The name.
+        root: The folder that was there before.
+
+    Raises:
+        OSError: It cannot be done; nothing of the file stands under the name.
+    """
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        os.link(file, place)
+    except FileExistsError:
+        return False
+    finally:
+        sync_names(place, root)
+    return True
 
 
 def write_over(place: Path, data: bytes, *, temporary: Path, root: Path, mode: int = 0o644) -> None:
@@ -54,10 +80,10 @@ def write_over(place: Path, data: bytes, *, temporary: Path, root: Path, mode: i
         finished.replace(place)
     finally:
         finished.unlink(missing_ok=True)
-    _sync_names(place, root)
+    sync_names(place, root)
 
 
-def _sync_names(place: Path, root: Path) -> None:
+def sync_names(place: Path, root: Path) -> None:
     """Force the file's name to stable storage, and those of the folders that lead to it from the root."""
     for folder in place.parents:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

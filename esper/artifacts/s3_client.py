@@ -119,13 +119,38 @@ def connect(
         response_checksum_validation="when_supported",
     )
     try:
-        return boto3.session.Session().client(
+        client = boto3.session.Session().client(
             "s3", endpoint_url=place.endpoint_url, region_name=place.region, config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise ConfigError(
             f"{place.url} cannot be opened: {error}", hint="check the AWS settings of the environment"
         ) from error
+    _spread_tries_by_own_numbers(client, attempts)
+    return client
+
+
+def _spread_tries_by_own_numbers(client: Any, attempts: int) -> None:
+    """Let a client wait between its tries as botocore does, but draw from a generator of its own.
+
+    botocore draws from the global one, which belongs to the run that trains: it is in checkpoints, and kernels are
+    fetched on other threads while training draws from it.
+    """
+    from botocore.retries import standard
+
+    service, events = client.meta.service_model.service_id.hyphenize(), client.meta.events
+    events.unregister(f"needs-retry.{service}", unique_id=f"retry-config-{service}")
+    quota = standard.RetryQuotaChecker(standard.quota.RetryQuota())
+    handler = standard.RetryHandler(
+        retry_policy=standard.RetryPolicy(
+            retry_checker=standard.StandardRetryConditions(max_attempts=attempts),
+            retry_backoff=standard.ExponentialBackoff(random=random.Random().random),  # noqa: S311 - spreads tries
+        ),
+        retry_event_adapter=standard.RetryEventAdapter(),
+        retry_quota=quota,
+    )
+    events.register(f"after-call.{service}", quota.release_retry_quota)
+    events.register(f"needs-retry.{service}", handler.needs_retry)
 
 
 class NameFree(ArtifactError):
@@ -165,8 +190,6 @@ def asking(place: S3Place, verb: str, name: str = "") -> Iterator[None]:
     from botocore import exceptions as boto
 
     told = f"{place.url}{'/' if name else ''}{name} cannot be {verb}: "
-    # botocore spreads its tries by the global generator, which belongs to the run that trains: it is in checkpoints.
-    random_state = random.getstate()
     try:
         yield
     except boto.ClientError as error:
@@ -186,8 +209,6 @@ def asking(place: S3Place, verb: str, name: str = "") -> Iterator[None]:
         ) from error
     except boto.BotoCoreError as error:
         raise ArtifactError(told + _plain(error), hint="check the AWS settings of the environment") from error
-    finally:
-        random.setstate(random_state)
 
 
 def _refusal(place: S3Place, told: str, response: Mapping[str, Any]) -> ArtifactError:
@@ -202,7 +223,10 @@ def _refusal(place: S3Place, told: str, response: Mapping[str, Any]) -> Artifact
     if code == "NoSuchBucket":
         hint = f"make the bucket {place.bucket}, or check the URL: Esper makes no buckets"
     elif code in _DENIED:
-        hint = "check the AWS credentials; they must allow s3:ListBucket, s3:GetObject and s3:PutObject"
+        hint = (
+            "check the AWS credentials; they must allow s3:ListBucket, s3:GetObject and s3:PutObject, and "
+            "s3:DeleteObject for `esper artifact gc`"
+        )
     elif code in _ELSEWHERE:
         hint = "the bucket is in another region: add ?region=NAME to the URL"
     return ArtifactError(told, hint=hint)

@@ -8,9 +8,14 @@ module per technology: ``local``, ``memory`` and ``s3``.
 from __future__ import annotations
 
 import re
-from typing import Protocol, Self
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 from esper.errors import ArtifactError
+
+#: Called with (bytes done, bytes in all) while something large is on its way.
+Advance = Callable[[int, int], None]
 
 #: Most characters of a name, and of one part of it.
 MAX_NAME_CHARS = 800
@@ -20,11 +25,33 @@ TEMPORARY = "tmp"
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=@+-]*")
 
 
+class Entry(NamedTuple):
+    """What a listing says of a name."""
+
+    name: str
+    size_bytes: int
+    #: When its bytes were written or last confirmed, in seconds since the Unix epoch, by the shelf's clock.
+    stored_at: float
+
+
+class Unfinished(NamedTuple):
+    """What a writer left that was killed before its bytes had their name."""
+
+    #: What it would have been, as far as that is known.
+    name: str
+    #: How the shelf finds it again.
+    token: str
+    #: When it last grew, in seconds since the Unix epoch.
+    touched_at: float
+
+
 class Shelf(Protocol):
     """Keeps bytes by name; each operation happens wholly or not at all, also when the process is killed."""
 
     #: What messages call it, secrets masked.
     where: str
+    #: Folder in which a file for ``put_file`` costs no second copy; None where there is none.
+    staging: Path | None
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Keep bytes under a free name; tell whether it was free. Of several writers exactly one gets the name.
@@ -42,6 +69,14 @@ class Shelf(Protocol):
         """
         ...
 
+    def put_file(self, name: str, file: Path, advance: Advance | None = None) -> bool:
+        """Keep a file's bytes under a free name without holding all of them in memory; see ``put_new``.
+
+        A call that was cut off, also by a kill, is taken up by the next one with the same name and bytes where the
+        shelf is on a server. A file in ``staging`` is used up.
+        """
+        ...
+
     def get(self, name: str) -> bytes | None:
         """Return the bytes of a name, or None where it is free.
 
@@ -49,6 +84,18 @@ class Shelf(Protocol):
             ArtifactError: They cannot be read.
             ArtifactDamaged: The shelf itself noticed that they are not what was put.
         """
+        ...
+
+    def unchecked(self, name: str) -> bytes | None:
+        """Return what lies under a name, though it be damaged, or None where it is free; only ever evidence."""
+        ...
+
+    def part(self, name: str, start: int, length: int) -> bytes | None:
+        """Return bytes of a name from an offset on, fewer at its end, or None where it is free."""
+        ...
+
+    def file_of(self, name: str) -> Path | None:
+        """Return the file that holds a name's bytes on this machine, to be read only; None where there is none."""
         ...
 
     def beginning(self, name: str, length: int) -> bytes | None:
@@ -69,6 +116,38 @@ class Shelf(Protocol):
         Raises:
             ArtifactError: They cannot be listed.
         """
+        ...
+
+    def entries(self, prefix: str = "") -> list[Entry]:
+        """Return every name that begins with a prefix, sorted, with size and time; raises as ``names`` does."""
+        ...
+
+    def stored_at(self, name: str) -> float | None:
+        """Return when a name's bytes were written or last touched, or None where it is free."""
+        ...
+
+    def touch(self, name: str) -> bool:
+        """Make a name as young as if its bytes were written now; tell whether it was there."""
+        ...
+
+    def delete(self, name: str, *, before: float | None = None) -> bool:
+        """Make a name free; tell whether something was taken away. Only collection and repair do so.
+
+        Args:
+            name: The name.
+            before: Only if it was stored before this time, looked at once more; None for whenever.
+
+        Raises:
+            ArtifactError: It cannot be taken away.
+        """
+        ...
+
+    def unfinished(self) -> list[Unfinished]:
+        """Return what killed writers left, and what writers are at now; ``touched_at`` tells the two apart."""
+        ...
+
+    def give_up(self, unfinished: Unfinished) -> None:
+        """Take away what a killed writer left; nothing happens if it is gone or finished."""
         ...
 
     def close(self) -> None:

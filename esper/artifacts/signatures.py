@@ -86,7 +86,8 @@ def require_signed(digest: bytes, judged: Judged) -> None:
     """Refuse an artifact that no trusted key vouches for.
 
     Raises:
-        SignatureInvalid: It is so; attribute ``digest`` tells which artifact.
+        SignatureInvalid: It is so; attribute ``digest`` tells which artifact, and ``reason`` why: ``wrong_signature``,
+            ``unknown_key`` or ``unsigned``.
     """
     name = digest.hex()
     if judged.bad:
@@ -94,6 +95,7 @@ def require_signed(digest: bytes, judged: Judged) -> None:
             f"artifact {name}: the signature of key {judged.bad[0]} does not fit it",
             hint="the signature was changed, or made for something else: find out by whom before you use the artifact",
             digest=name,
+            reason="wrong_signature",
         )
     if judged.good:
         return
@@ -102,9 +104,11 @@ def require_signed(digest: bytes, judged: Judged) -> None:
             f"artifact {name} is signed by {', '.join(judged.unknown)}, which is not trusted",
             hint="put the signer's public key into the folder of the setting trusted_keys if you trust it",
             digest=name,
+            reason="unknown_key",
         )
     raise SignatureInvalid(
         f"artifact {name} is not signed",
         hint=f"`esper artifact sign {name[:12]}` signs it, if you vouch for it",
         digest=name,
+        reason="unsigned",
     )

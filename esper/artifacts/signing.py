@@ -179,6 +179,27 @@ class SigningKey:
             raise ConfigError(f"{path} is a private key, but not of Ed25519", hint=_MAKE_ONE)
         return cls(private)
 
+    @classmethod
+    def load_or_create(cls, path: str | Path) -> tuple[SigningKey, bool]:
+        """Return the key of a file, and whether it was made now because there was none.
+
+        Of several processes that begin at once, one makes it and all get the same.
+
+        Raises:
+            ConfigError: It can neither be read nor made.
+            ArtifactConflict: The public half that lies beside it is another key's.
+        """
+        path = Path(path)
+        if not path.exists():
+            try:
+                return cls.create(path), True
+            except ArtifactConflict:
+                if not path.exists():  # a public half without its private one is left for its owner to see to
+                    raise
+        key = cls.load(path)
+        key.keep_public(path)
+        return key, False
+
     @cached_property
     def public(self) -> VerifyKey:
         """The public half."""

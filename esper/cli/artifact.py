@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from esper.cli import output
+from esper.cli import artifact_copy, artifact_gc, output
 from esper.cli.options import Json, Limit, group
-from esper.cli.session import Session, session_of
+from esper.cli.session import session_of
 
 if TYPE_CHECKING:
-    from esper.artifacts.signing import VerifyKey
+    from esper.artifacts import ArtifactStore
 
 _DIGITS = 64
 _SHOWN = 5
 _STDOUT = Path("-")
 
-app = group("List, fetch, store, verify and sign artifacts: weights, kernels, checkpoints.")
+app = group("List, fetch, store, copy, verify, sign and collect artifacts: weights, kernels, checkpoints.")
 
 Digest = Annotated[
     str, typer.Argument(metavar="DIGEST", help="SHA-256 in hexadecimal, or the beginning.", show_default=False)
@@ -56,9 +56,9 @@ def show(ctx: typer.Context, digest: Digest, as_json: Json = False) -> None:
     from esper.artifacts.signatures import judge
 
     session = session_of(ctx)
-    found = _digest_of(session, digest)
+    found = digest_of(session.store, digest)
     data = session.store.get(found)
-    judged = judge(session.store, found, _trusted(session))
+    judged = judge(session.store, found, session.trusted)
     row = {"digest": found, "bytes": len(data), "sound": True, "signatures": judged._asdict()}
     output.print_record(row, as_json=as_json)
 
@@ -70,17 +70,22 @@ def get(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to write, `-` for stdout.", show_default=False)],
     signed: Signed = False,
 ) -> None:
-    """Write an artifact's bytes, checked against their digest, to a new file."""
-    from esper.artifacts.files import write_new
-    from esper.artifacts.signatures import verify_signed
+    """Write an artifact's bytes, checked against their digest, to a new file. A fetch that was cut off goes on."""
+    from esper.artifacts.signatures import judge, require_signed
+    from esper.cli.progress import progress
 
     session = session_of(ctx)
-    found = _digest_of(session, digest)
-    data = verify_signed(session.store, found, _trusted(session)) if signed else session.store.get(found)
+    store = session.store
+    found = digest_of(store, digest)
+    if signed:
+        require_signed(found, judge(store, found, session.trusted))
     if file == _STDOUT:
-        sys.stdout.buffer.write(data)
-    elif not write_new(file, data, temporary=file.parent, root=file.parent):
+        sys.stdout.buffer.write(store.get(found))
+        return
+    if file.exists():
         raise typer.BadParameter(f"{file} is there already; it is left as it is")
+    with progress("fetching", "bytes") as advance:
+        store.get_file(found, file, advance)
 
 
 @app.command("put")
@@ -89,10 +94,13 @@ def put(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="File to store.", exists=True, dir_okay=False)],
     as_json: Json = False,
 ) -> None:
-    """Store a file's bytes and print their digest."""
-    data = file.read_bytes()
-    digest = session_of(ctx).store.put(data)
-    output.print_record({"digest": digest, "bytes": len(data)}, as_json=as_json)
+    """Store a file's bytes and print their digest. On a server, one that was cut off goes on."""
+    from esper.cli.progress import progress
+
+    store = session_of(ctx).store
+    with progress("storing", "bytes") as advance:
+        digest = store.put_file(file, advance)
+    output.print_record({"digest": digest, "bytes": file.stat().st_size}, as_json=as_json)
 
 
 @app.command("verify")
@@ -103,8 +111,8 @@ def verify(ctx: typer.Context, digests: Digests = None, signed: Signed = False, 
     from esper.errors import ArtifactDamaged, SignatureInvalid
 
     session = session_of(ctx)
-    store, trusted = session.store, _trusted(session)
-    chosen = [_digest_of(session, one) for one in digests] if digests else list(store.digests())
+    store, trusted = session.store, session.trusted
+    chosen = [digest_of(session.store, one) for one in digests] if digests else list(store.digests())
     size, vouched, failed = 0, 0, []
     with progress("verifying artifacts", "artifacts") as advance:
         for number, digest in enumerate(chosen, 1):
@@ -131,6 +139,10 @@ def verify(ctx: typer.Context, digests: Digests = None, signed: Signed = False, 
     output.print_record(row, as_json=as_json)
 
 
+app.command("copy")(artifact_copy.copy)
+app.command("gc")(artifact_gc.gc)
+
+
 @app.command("sign")
 def sign(
     ctx: typer.Context,
@@ -147,7 +159,7 @@ def sign(
     session = session_of(ctx)
     key = SigningKey.load(session.settings.signing_key)
     rows: list[dict[str, Any]] = []
-    for digest in [_digest_of(session, one) for one in digests]:
+    for digest in [digest_of(session.store, one) for one in digests]:
         new = sign_one(session.store, digest, key)
         rows.append({"digest": digest, "key_id": key.public.key_id, "new": new})
     output.print_rows(rows, ("digest", "key_id", "new"), as_json=as_json)
@@ -161,7 +173,10 @@ def key(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print your public key, its id and where it lies: what you give to people who are to trust you."""
+    """Print your public key, its id and where it lies: what you give to people who are to trust you.
+
+    Commands that sign, such as those that compile kernels, make the key the first time if you did not.
+    """
     from esper.artifacts.signing import SigningKey
 
     path = session_of(ctx).settings.signing_key
@@ -171,13 +186,7 @@ def key(
     output.print_record(row, as_json=as_json)
 
 
-def _trusted(session: Session) -> list[VerifyKey]:
-    from esper.artifacts.signing import load_known
-
-    return load_known(session.settings.trusted_keys, session.settings.signing_key)
-
-
-def _digest_of(session: Session, text: str) -> bytes:
+def digest_of(store: ArtifactStore, text: str) -> bytes:
     """Return the digest that is meant by its beginning.
 
     Raises:
@@ -187,7 +196,7 @@ def _digest_of(session: Session, text: str) -> bytes:
     from esper.errors import NotFound
 
     text = _hexadecimal(text)
-    found = list(islice(session.store.digests(text), _SHOWN + 1))
+    found = list(islice(store.digests(text), _SHOWN + 1))
     if len(found) > 1:
         shown = ", ".join(one.hex()[: len(text) + 8] for one in found[:_SHOWN])
         raise typer.BadParameter(f"{text!r} begins several digests: {shown}{', ...' if len(found) > _SHOWN else ''}")

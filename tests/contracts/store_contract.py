@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -117,7 +119,15 @@ class StoreContract(ShelfContract):
 
     @pytest.mark.parametrize("digest", [b"", bytes(31), bytes(33)])
     def test_a_digest_of_another_length_is_refused(self, store: ArtifactStore, digest: bytes) -> None:
-        asks: list[Callable[[bytes], object]] = [store.get, store.has, store.size, store.signatures]
+        asks: list[Callable[[bytes], object]] = [
+            store.get,
+            store.has,
+            store.size,
+            store.signatures,
+            store.delete,
+            store.stored_at,
+            store.unchecked,
+        ]
         for ask in asks:
             with pytest.raises(ArtifactError, match="32 bytes"):
                 ask(digest)
@@ -139,6 +149,146 @@ class StoreContract(ShelfContract):
         digests = at_once(*(partial(one.put, data) for one in stores))
         assert set(digests) == {hashlib.sha256(data).digest()}
         assert store.get(hashlib.sha256(data).digest()) == data
+
+    # --- evidence, files and parts
+
+    def test_what_lies_under_a_digest_is_evidence_though_it_be_damaged(self, store: ArtifactStore) -> None:
+        assert store.unchecked(bytes(32)) is None
+        digest = store.put(b"weights")
+        assert store.unchecked(digest) == b"weights"
+        self.harm(f"{digest.hex()[:2]}/{digest.hex()}", "flip")
+        assert store.unchecked(digest) == harmed(b"weights", "flip")
+
+    def test_a_part_of_an_artifact_is_read_from_an_offset(self, store: ArtifactStore) -> None:
+        digest = store.put(b"weights")
+        assert [store.part(digest, start, 3) for start in (0, 3, 6, 7, 9)] == [b"wei", b"ght", b"s", b"", b""]
+        with pytest.raises(ArtifactMissing):
+            store.part(bytes(32), 0, 1)
+
+    @pytest.mark.parametrize("size", [0, 7, 300_000])
+    def test_a_file_goes_in_and_comes_back(self, store: ArtifactStore, tmp_path: Path, size: int) -> None:
+        data = os.urandom(size)
+        (tmp_path / "in").write_bytes(data)
+        told: list[tuple[int, int]] = []
+        digest = store.put_file(tmp_path / "in", lambda *done: told.append(done))
+        assert (digest, told[-1]) == (hashlib.sha256(data).digest(), (size, size))
+        assert store.get(digest) == data
+        assert (tmp_path / "in").exists()
+        assert store.put_file(tmp_path / "in") == digest
+        assert store.get_file(digest, tmp_path / "back" / "out") == size
+        assert (tmp_path / "back" / "out").read_bytes() == data
+        assert [file.name for file in (tmp_path / "back").iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("how", HARMS)
+    def test_a_file_heals_a_damaged_artifact(self, store: ArtifactStore, tmp_path: Path, how: str) -> None:
+        (tmp_path / "in").write_bytes(b"weights")
+        digest = store.put(b"weights")
+        self.harm(f"{digest.hex()[:2]}/{digest.hex()}", how)
+        assert store.put_file(tmp_path / "in") == digest
+        assert store.get(digest) == b"weights"
+
+    @pytest.mark.parametrize("how", HARMS)
+    def test_a_damaged_artifact_leaves_no_file(self, store: ArtifactStore, tmp_path: Path, how: str) -> None:
+        digest = store.put(b"weights")
+        self.harm(f"{digest.hex()[:2]}/{digest.hex()}", how)
+        with pytest.raises(ArtifactDamaged) as caught:
+            store.get_file(digest, tmp_path / "out" / "file")
+        assert caught.value.attributes["digest"] == digest.hex()
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_a_fetch_goes_on_with_what_an_earlier_one_left(self, store: ArtifactStore, tmp_path: Path) -> None:
+        data = os.urandom(100_000)
+        digest = store.put(data)
+        (tmp_path / "out.part").write_bytes(data[:70_000])
+        assert store.get_file(digest, tmp_path / "out") == 30_000
+        assert (tmp_path / "out").read_bytes() == data
+
+    def test_a_fetch_does_not_build_on_what_is_wrong(self, store: ArtifactStore, tmp_path: Path) -> None:
+        data = os.urandom(100_000)
+        digest = store.put(data)
+        for left in (b"x" * 70_000, b"x" * 200_000):
+            (tmp_path / "out.part").write_bytes(left)
+            assert store.get_file(digest, tmp_path / "out") == 100_000
+            assert (tmp_path / "out").read_bytes() == data
+
+    # --- taking away
+
+    def test_what_is_deleted_is_missing_and_can_be_put_again(self, store: ArtifactStore, key: SigningKey) -> None:
+        digest, other = store.put(b"weights"), store.put(b"other")
+        sign(store, digest, key)
+        assert [store.delete(digest), store.delete(digest), store.delete(bytes(32))] == [True, False, False]
+        assert not self.another().has(digest)
+        assert store.signatures(digest) == {}
+        assert list(store.digests()) == [other]
+        assert store.put(b"weights") == digest
+        assert store.get(digest) == b"weights"
+        assert store.signatures(digest) == {}
+
+    def test_signatures_without_their_artifact_are_taken_away_by_a_delete(
+        self, store: ArtifactStore, key: SigningKey
+    ) -> None:
+        digest = hashlib.sha256(b"weights").digest()
+        store.add_signature(digest, KEY_ID, b"left by a delete that was killed")
+        assert not store.delete(digest)
+        assert store.signatures(digest) == {}
+
+    def test_one_signature_is_taken_away(self, store: ArtifactStore, key: SigningKey) -> None:
+        digest = store.put(b"weights")
+        sign(store, digest, key)
+        store.add_signature(digest, KEY_ID, b"forged")
+        assert [store.remove_signature(digest, KEY_ID), store.remove_signature(digest, KEY_ID)] == [True, False]
+        assert list(store.signatures(digest)) == [key.public.key_id]
+
+    def test_an_artifact_has_an_age_and_only_old_ones_are_deleted(self, store: ArtifactStore) -> None:
+        # Servers tell whole seconds, by their own clock.
+        before = time.time() - 2
+        digest = store.put(b"weights")
+        assert before <= store.stored_at(digest) <= time.time() + 2
+        (kept,) = store.inventory()
+        assert (kept.digest, kept.size_bytes) == (digest, 7)
+        assert abs(kept.stored_at - store.stored_at(digest)) < 1
+        assert not store.delete(digest, before=before)
+        assert store.get(digest) == b"weights"
+        assert store.delete(digest, before=time.time() + 2)
+        with pytest.raises(ArtifactMissing):
+            store.stored_at(digest)
+
+    def test_a_put_that_relies_on_old_bytes_makes_them_young(
+        self, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "in").write_bytes(b"weights")
+        digest = store.put(b"weights")
+        assert isinstance(store, ContentStore)
+        touched: list[str] = []
+        touch = store.shelf.touch
+        monkeypatch.setattr(store.shelf, "touch", lambda name: [touched.append(name), touch(name)][1])
+        puts: list[Callable[[], object]] = [lambda: store.put(b"weights"), lambda: store.put_file(tmp_path / "in")]
+        for put in puts:
+            put()
+        assert touched == []
+        monkeypatch.setattr("esper.artifacts.content.YOUNG_S", -10.0)  # everything is old
+        for put in puts:
+            put()
+        assert touched == [f"{digest.hex()[:2]}/{digest.hex()}"] * 2
+        assert store.stored_at(digest) >= time.time() - 2
+        assert store.get(digest) == b"weights"
+        assert not store.shelf.touch("ab/nothing")
+
+    def test_bytes_that_are_taken_away_while_a_put_relies_on_them_are_put_again(
+        self, store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        digest, other = store.put(b"weights"), self.another()
+        assert isinstance(store, ContentStore)
+        stored_at = store.shelf.stored_at
+
+        def overtaken(name: str) -> float | None:
+            other.delete(digest)
+            monkeypatch.setattr(store.shelf, "stored_at", stored_at)
+            return stored_at(name)
+
+        monkeypatch.setattr(store.shelf, "stored_at", overtaken)
+        store.put(b"weights")
+        assert other.get(digest) == b"weights"
 
     # --- signatures
 

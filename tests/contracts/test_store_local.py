@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,45 @@ def test_an_object_cannot_be_the_folder_of_another(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="cannot be written"):
         objects.put("main/one", b"1")
     assert objects.names() == ["main"]
+
+
+# --- a delete and a touch of one file at the same moment
+
+
+def waits(work: Callable[[], bool], meanwhile: Callable[[], None], file: Path) -> bool:
+    """Begin something while the lock of a file is held, do something, let go, and return what it came to."""
+    came: list[bool] = []
+    with file.open("rb") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        thread = threading.Thread(target=lambda: came.append(work()))
+        thread.start()
+        thread.join(0.3)
+        meanwhile()
+    thread.join()
+    return came[0]
+
+
+def test_a_delete_sees_who_touched_the_file_while_it_waited(local: LocalStore) -> None:
+    digest = local.put(b"weights")
+    file = place_of(local, digest)
+    os.utime(file, (0, 0))
+    assert not waits(lambda: local.delete(digest, before=time.time() - 60), lambda: os.utime(file), file)
+    assert local.get(digest) == b"weights"
+
+
+def test_a_touch_finds_out_that_the_file_was_deleted_while_it_waited(local: LocalStore) -> None:
+    file = place_of(local, local.put(b"weights"))
+    name = file.relative_to(local.path).as_posix()
+    assert not waits(lambda: local.shelf.touch(name), file.unlink, file)
+
+
+def test_two_processes_do_not_fetch_into_one_file(local: LocalStore, tmp_path: Path) -> None:
+    digest = local.put(b"weights")
+    with (tmp_path / "out.part").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ArtifactError, match="another process is fetching"):
+            local.get_file(digest, tmp_path / "out")
+    assert local.get_file(digest, tmp_path / "out") == 7
 
 
 # --- a process that is killed in the middle of a put

@@ -131,6 +131,59 @@ def test_a_forged_signature_of_a_trusted_key_fails_verification(esper: Esper, fi
     assert DIGEST in ran.err
 
 
+def test_artifacts_are_copied_with_their_signatures_and_skipped_where_they_are(
+    esper: Esper, file: Path, tmp_path: Path
+) -> None:
+    there = f"file:///{tmp_path}/there"
+    esper("artifact", "put", str(file))
+    esper("artifact", "key", "--create")
+    esper("artifact", "sign", DIGEST)
+    file.write_bytes(b"unsigned")
+    esper("artifact", "put", str(file))
+    told = esper("artifact", "copy", DIGEST[:6], "--to", there, "--json").json
+    assert (told["copied"], told["bytes"], told["signatures"], told["failed"]) == (1, 7, 1, 0)
+    told = esper("artifact", "copy", "--to", there, "--json").json
+    assert (told["copied"], told["there_already"], told["signatures"]) == (1, 1, 0)
+    assert esper("--artifacts", there, "artifact", "list", "--json").json == esper("artifact", "list", "--json").json
+    assert esper("--artifacts", there, "artifact", "verify", "--signed", DIGEST).code == 0
+    home = ("--home", str(tmp_path / "other"))
+    assert esper(*home, "artifact", "copy", "--from", there, "--json").json["copied"] == 2
+    assert esper("artifact", "copy").code == 2
+    assert esper("artifact", "copy", "0" * 64, "--to", there).code == 4
+
+
+def test_what_is_damaged_or_not_vouched_for_is_named_and_not_copied(esper: Esper, file: Path, tmp_path: Path) -> None:
+    there = f"file:///{tmp_path}/there"
+    digests = []
+    for data in (b"sound", b"damaged", b"forged"):
+        file.write_bytes(data)
+        digests.append(esper("artifact", "put", str(file), "--json").json["digest"])
+    sound, damaged, forged = digests
+    place(tmp_path, damaged).write_bytes(b"changed")
+    key_id = esper("artifact", "key", "--create", "--json").json["key_id"]
+    place(tmp_path, forged).with_name(f"{forged}.{key_id}.sig").write_bytes(bytes(64))
+    ran = esper("artifact", "copy", "--to", there)
+    assert ran.code == 3
+    assert all(digest in ran.err for digest in (damaged, forged, "2 of 3"))
+    assert [one["digest"] for one in esper("--artifacts", there, "artifact", "list", "--json").json] == [sound]
+    assert esper("artifact", "copy", "--signed", sound, "--to", there).code == 3
+    assert esper("artifact", "copy", sound, "--to", there).code == 0
+
+
+def test_a_large_artifact_is_copied_through_a_file_and_none_is_left(esper: Esper, tmp_path: Path) -> None:
+    large, small = tmp_path / "large", f"file:///{tmp_path}/there"
+    large.write_bytes(bytes(range(256)) * 40_000)
+    digest = esper("artifact", "put", str(large), "--json").json["digest"]
+    assert esper("artifact", "copy", "--to", small, "--json").json["copied"] == 1
+    assert esper("--artifacts", small, "artifact", "get", digest, str(tmp_path / "back")).code == 0
+    assert (tmp_path / "back").read_bytes() == large.read_bytes()
+    for store in (tmp_path / "there", tmp_path / "home" / "artifacts"):
+        assert list((store / "tmp").iterdir()) == []
+    place(tmp_path, digest).write_bytes(bytes(10_240_000))
+    assert esper("artifact", "copy", "--to", f"file:///{tmp_path}/third").code == 3
+    assert list((tmp_path / "third").rglob("*.part")) == []
+
+
 def test_a_key_is_never_made_twice(esper: Esper) -> None:
     assert esper("artifact", "key").code == 4
     assert esper("artifact", "key", "--create").code == 0

@@ -1,0 +1,1 @@
+"""Garbage collection: which artifacts no fact names, and taking them away."""
