@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from esper.artifacts.store import ArtifactStore
-from esper.blueprints.kernel import decode_kernel
+from esper.blueprints.shelf import KernelShelf
 from esper.errors import (
     ArtifactDamaged,
     ArtifactError,
@@ -28,7 +28,7 @@ from esper.events import Fact
 from esper.events.base import RunFact
 from esper.events.decision import Action, DecisionMade, Observation
 from esper.events.run import RunFailed, RunPaused, RunStarted, TrainingStepCompleted
-from esper.events.seed import KernelsOffered
+from esper.events.seed import KernelLoaded, KernelsOffered
 from esper.ids import sha256
 from esper.oona.port import EventLog, Receipt
 from esper.tamiyo import KernelOption, Policy
@@ -41,6 +41,7 @@ from esper.tolaria.task import load_task
 from esper.tolaria.trainer import Prepared, prepare, train
 from replay.compare import Comparison, Difference, show
 from replay.history import History, Recorded, load_history, overlap_disagreement
+from replay.kernels import RecordedSupply
 
 #: Fields of RunStarted that follow from its configuration and entry point; the others tell of machine and source.
 _DERIVED = ("task", "host", "policy", "seeds", "total_steps", "steps_per_epoch", "dataset_digest")
@@ -83,6 +84,8 @@ class ComparingSink:
         self.compared = 0
         self.steps = 0
         self._path = [one for one in history.path if not _is_of_the_process(one.fact)]
+        #: Runs that were recorded before there was this fact do not tell it.
+        self._tells_loading = any(isinstance(one.fact, KernelLoaded) for one in self._path)
         self._comparison = comparison
 
     def emit(self, cls: type[Fact], **fields: Any) -> None:
@@ -92,7 +95,7 @@ class ComparingSink:
             ReplayDiverged: It is not what was recorded.
             EndOfHistory: Nothing more was recorded.
         """
-        if cls is RunPaused:
+        if cls is RunPaused or (cls is KernelLoaded and not self._tells_loading):
             return
         if self.compared == len(self._path):
             raise EndOfHistory
@@ -240,18 +243,19 @@ def verify(
         # Within a tolerance the run has to follow the recorded choices, or it would be another run.
         asked = policy_maker(config) if tolerance is None else None
         try:
-            train(
-                task,
-                prepared,
-                config,
-                sink=sink,
-                store=ShadowStore(store),
-                make_policy=lambda kernels: RecordedPolicy(history, asked and asked(kernels)),
-                kernels=lambda _: recorded_kernels(history),
-                load_kernel=lambda kernel_id: decode_kernel(store.get(bytes.fromhex(kernel_id))),
-                run_seed=started.seeds["growth"],
-                on_epoch=on_epoch,
-            )
+            with RecordedSupply(history, KernelShelf(store).get) as supply:
+                train(
+                    task,
+                    prepared,
+                    config,
+                    sink=sink,
+                    store=ShadowStore(store),
+                    make_policy=lambda kernels: RecordedPolicy(history, asked and asked(kernels)),
+                    kernels=lambda _: recorded_kernels(history),
+                    supply=supply,
+                    run_seed=started.seeds["growth"],
+                    on_epoch=on_epoch,
+                )
         except EndOfHistory:
             pass
         except TrainingError:

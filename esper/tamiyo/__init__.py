@@ -6,12 +6,13 @@ from esper.tamiyo.draw import draw, invert, redraw
 from esper.tamiyo.ladder import POLICY_NAMES, make_policy, settings_type
 from esper.tamiyo.legal import ActionKind, GrowthLimits, KernelOption, Reason, legal_actions, target_of
 from esper.tamiyo.observe import FEATURE_SCHEMA, observation_digest
-from esper.tamiyo.policy import Policy, require_distribution
+from esper.tamiyo.policy import Foresighted, Policy, require_distribution
 
 __all__ = [
     "FEATURE_SCHEMA",
     "POLICY_NAMES",
     "ActionKind",
+    "Foresighted",
     "GrowthLimits",
     "KernelOption",
     "Policy",

@@ -33,6 +33,10 @@ class Off:
         """Return NOOP for certain."""
         return certain(0, len(legal))
 
+    def likely(self) -> list[str]:
+        """Return nothing: no kernel is ever chosen."""
+        return []
+
 
 class RandomSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How often to do nothing."""

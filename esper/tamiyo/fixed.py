@@ -63,6 +63,10 @@ class FixedTimes:
         """Return one action for certain."""
         return certain(self._index(observation, legal), len(legal))
 
+    def likely(self) -> list[str]:
+        """Return the kernels in the order of preference."""
+        return self._choice.likely()
+
     def _index(self, observation: Observation, legal: Sequence[Action]) -> int:
         for index, action in enumerate(legal):
             if action.kind == ActionKind.FOSSILIZE:

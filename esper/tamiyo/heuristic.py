@@ -118,6 +118,10 @@ class Heuristic:
         kept = dict(list(weights.items())[:most])
         return mixture(kept, len(legal), self._settings.floor)
 
+    def likely(self) -> list[str]:
+        """Return the kernels in the order of preference."""
+        return self._choice.likely()
+
     def has_headroom(self, observation: Observation) -> bool:
         """Tell whether another seed can be expected to help.
 

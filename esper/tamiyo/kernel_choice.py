@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 
 from esper.errors import NotFound
 from esper.events.decision import Action
@@ -31,7 +32,8 @@ class KernelChoice:
             preference: Name patterns (``*`` and ``?``), best first. Within a pattern the smaller kernel comes first;
                 what matches none comes last, smallest first, kernels without parameters at the very end.
         """
-        self._options = {option.kernel_id: option for options in kernels.values() for option in options}
+        self._offered = list(kernels.values())
+        self._options = {option.kernel_id: option for options in self._offered for option in options}
         self._preference = tuple(preference)
 
     def option(self, action: Action) -> KernelOption:
@@ -59,6 +61,12 @@ class KernelChoice:
             if action.kind == ActionKind.GERMINATE and action.site is not None:
                 found.setdefault(action.site, []).append(index)
         return {site: self._ranked(indices, legal) for site, indices in found.items()}
+
+    def likely(self) -> list[str]:
+        """Return every kernel, likeliest first: the best of each site in the order of sites, then the second best."""
+        ranked = [sorted(options, key=self._rank) for options in self._offered]
+        rounds = zip_longest(*ranked)
+        return list(dict.fromkeys(option.kernel_id for one in rounds for option in one if option is not None))
 
     def _ranked(self, indices: Iterable[int], legal: Sequence[Action]) -> list[int]:
         return sorted(indices, key=lambda index: self._rank(self.option(legal[index])))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -48,6 +48,15 @@ class Policy(Protocol):
         Returns:
             As many float64 as there are legal actions, none below 0, with sum 1 within 1e-12.
         """
+        ...
+
+
+@runtime_checkable
+class Foresighted(Protocol):
+    """A policy that leans to some kernels before it has seen anything, so that they can be brought ahead."""
+
+    def likely(self) -> list[str]:
+        """Return ids of the kernels it was made with that it may choose, the likeliest first."""
         ...
 
 

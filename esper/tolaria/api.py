@@ -18,11 +18,13 @@ from torch.optim import Optimizer
 
 from esper.artifacts import open_store
 from esper.blueprints.forge import Forge
+from esper.blueprints.shelf import KernelShelf
 from esper.errors import ConfigError, LogError
 from esper.events.run import RunPaused, RunResumed, RunStarted
 from esper.ids import new_run_id, new_trace_id
 from esper.kasmina import Growth, attach
 from esper.logs import bound
+from esper.oona.collecting.collect import claim_store
 from esper.oona.open import open_configured
 from esper.oona.port import EventLog
 from esper.oona.recording.delivery import spool_for
@@ -32,8 +34,9 @@ from esper.tolaria import determinism
 from esper.tolaria.config import RunConfig, from_plain, timetable, to_plain
 from esper.tolaria.controller import MakePolicy
 from esper.tolaria.evaluation import Evaluate, Evaluation
-from esper.tolaria.launch import deliver_first, policy_maker, started_fields
+from esper.tolaria.launch import deliver_first, maker_of, policy_maker, started_fields, supply_of, tell_new_key
 from esper.tolaria.offers import forge_kernels, offered_blueprints
+from esper.tolaria.orders import Workers
 from esper.tolaria.recorded import RecordedRun, recorded_run
 from esper.tolaria.session import Session
 from esper.tolaria.sink import RecordingSink
@@ -149,10 +152,15 @@ class Run:
         settings = load_settings({"home": self._home})
         trace_id = new_trace_id()
         self._log = self._stack.enter_context(open_configured(settings))
+        self._log_url = settings.log
         self._store = open_store(settings.artifacts)
         self._stack.callback(self._store.close)
         self._stack.enter_context(bound(run_id=self.run_id, trace_id=trace_id))
-        self._forge = Forge(self._log, self._store, sender_id="tolaria", trace_id=trace_id)
+        self._shelf = KernelShelf.open(self._store, settings.signing_key, settings.trusted_keys, tell_new_key)
+        self._forge = Forge(self._log, self._store, sender_id="tolaria", trace_id=trace_id, shelf=self._shelf)
+        self._cache_bytes = settings.kernel_cache_bytes
+        self._trace_id = trace_id
+        self._workers = Workers(wait_s=settings.forge_wait_s) if settings.forge == "workers" else None
         spool = spool_for(settings.log, settings.spool, settings.spool_bytes)
         recorder = self._stack.enter_context(Recorder(self._log, sender_id="tolaria", trace_id=trace_id, spool=spool))
         try:
@@ -181,6 +189,7 @@ class Run:
         else:
             self._sink.emit(RunResumed, **known.resumption("restored by the user's loop"))
         self._sink.barrier()
+        claim_store(self._store, self._log, self._log_url)
         try:
             self._prepare(chooser, known, checkpoint)
         except LogError:
@@ -196,6 +205,9 @@ class Run:
             sites=self.config.sites,
             emit=self._sink.emit if known is None else sites_known(self._sink.emit),
         )
+        supply = self._stack.enter_context(
+            supply_of(self._forge, self._shelf, self._cache_bytes, () if known is None else known.outcomes)
+        )
         self._session = Session(
             growth,
             self._optimizer,
@@ -203,7 +215,7 @@ class Run:
             sink=self._sink,
             store=self._store,
             make_policy=chooser,
-            load_kernel=lambda kernel_id: self._forge.load(kernel_id)[1],
+            supply=supply,
             run_seed=determinism.seeds_of(self.config.seed)["growth"],
             evaluate=self._evaluate,
             rewinds=False,
@@ -223,7 +235,8 @@ class Run:
                 "the model was not called in training before the first step, so its sites are not known",
                 hint="compute the loss with model(inputs), or pass example_inputs=(inputs,)",
             )
-        self._session.begin(forge_kernels(growth, self.config, self._forge, self._log))
+        maker = maker_of(self._forge, self._workers, self._log, self._shelf, self._trace_id)
+        self._session.begin(forge_kernels(growth, self.config, maker, self._log))
         self._begun = True
 
     def step(self, loss: Tensor) -> None:

@@ -11,8 +11,7 @@ from typing import Any, cast
 
 import msgspec
 
-from esper.blueprints.kernel import Kernel, load_module
-from esper.errors import ArtifactError, ArtifactStoreUnavailable, GrowthError, KernelRefused
+from esper.errors import ArtifactError, ArtifactStoreUnavailable, BlueprintError, GrowthError
 from esper.events.decision import (
     Action,
     AdaptationCommanded,
@@ -25,6 +24,7 @@ from esper.events.decision import (
     SiteObservation,
 )
 from esper.events.lifecycle import SeedState
+from esper.events.seed import KernelLoaded
 from esper.kasmina import Growth, Seed
 from esper.kasmina.gauges import Gauges
 from esper.kasmina.life import Command
@@ -37,13 +37,15 @@ from esper.tamiyo import (
     observation_digest,
 )
 from esper.tolaria.config import RunConfig
+from esper.tolaria.outcomes import refusal_reason
 from esper.tolaria.sink import FactSink
+from esper.tolaria.supply import KernelSupply
 
 #: Makes a run's policy once its kernels by site are known.
 MakePolicy = Callable[[Mapping[str, Sequence[KernelOption]]], Policy]
 
-#: Gives a kernel by id, verified; raises KernelRefused or an ArtifactError.
-LoadKernel = Callable[[str], Kernel]
+#: Kinds of kernel that read the site's input; the others read its output.
+_READ_INPUT = frozenset({"lowrank_weight", "width"})
 
 #: Epochs of losses that an observation carries.
 _RECENT = 8
@@ -57,7 +59,7 @@ class Controller:
         growth: Growth,
         make_policy: MakePolicy,
         sink: FactSink,
-        load_kernel: LoadKernel,
+        supply: KernelSupply,
         *,
         config: RunConfig,
         run_seed: int,
@@ -68,7 +70,7 @@ class Controller:
             growth: Seeds and sites of the host.
             make_policy: Makes what decides, once the kernels are known.
             sink: Where the facts go.
-            load_kernel: Gives a kernel by id.
+            supply: Gives kernels, in time and checked.
             config: Limits of growth and how new seeds join the host.
             run_seed: Key of the decisions' random draws.
         """
@@ -77,7 +79,9 @@ class Controller:
         self._make_policy = make_policy
         self._policy: Policy = make_policy({})
         self._sink = sink
-        self._load = load_kernel
+        self._supply = supply
+        #: Kernels that could not be had; they are offered no more.
+        self._withdrawn: list[str] = []
         self._config = config
         self._run_seed = run_seed
         self._decision = 0
@@ -87,9 +91,10 @@ class Controller:
         self._health: dict[str, dict[str, Any]] = {}
 
     def offer(self, kernels: Mapping[str, Sequence[KernelOption]]) -> None:
-        """Fix the kernels that decisions may choose from, in the order of sites."""
+        """Fix the kernels that decisions may choose from, in the order of sites, and begin to bring them."""
         self.kernels = {path: list(kernels[path]) for path in self.growth.sites if kernels.get(path)}
         self._policy = self._make_policy(self.kernels)
+        self._supply.expect(self.kernels, self._policy)
 
     def note_health(self, measured: Mapping[str, Gauges]) -> None:
         """Keep the latest telemetry of each site for the next observation."""
@@ -124,7 +129,7 @@ class Controller:
         )
         legal, masked = legal_actions(
             observation,
-            self.kernels,
+            self._on_offer(),
             self._closed(observation.step),
             self._config.limits,
             self._config.graft,
@@ -173,8 +178,13 @@ class Controller:
         except ArtifactStoreUnavailable:
             # Another time the store answers, so a refusal could not be replayed: the run stops and can be resumed.
             raise
-        except (GrowthError, KernelRefused, ArtifactError) as error:
-            return f"refused: {error.code} {error.message}"
+        except (BlueprintError, ArtifactError) as error:
+            # Whatever the reason: a replay knows that it could not be had, and must offer what the run offered.
+            self._withdrawn.append(str(action.kernel_id))
+            self._supply.refuse(str(action.kernel_id), error)
+            return refusal_reason(error)
+        except GrowthError as error:
+            return refusal_reason(error)
         return None
 
     def _closed(self, step: int) -> dict[str, str]:
@@ -185,25 +195,45 @@ class Controller:
         """Graft a kernel at a site.
 
         Raises:
-            KernelRefused: The kernel cannot be loaded or does not fit.
+            ArtifactError: The kernel cannot be had.
+            BlueprintError: The kernel is none, or one for another site.
             GrowthError: The site takes no seed.
         """
         if action.site is None or action.kernel_id is None:
             raise GrowthError(f"an action that germinates names a site and a kernel, this one does not: {action}")
-        kernel = self._load(action.kernel_id)
+        site = self.growth.sites.get(action.site)
+        signature = None if site is None else site.signature
+        taken = self._supply.take(action.kernel_id, signature, decision=decision)
         self._germinated_at = step
+        seed_id = f"seed-{len(self.growth.seeds) + 1}"
+        self._sink.emit(
+            KernelLoaded,
+            seed_id=seed_id,
+            site=action.site,
+            kernel_id=action.kernel_id,
+            step=step,
+            source=taken.source,
+            stall_s=taken.stall_s,
+        )
         return self.growth.germinate(
             action.site,
-            load_module(kernel),
-            seed_id=f"seed-{len(self.growth.seeds) + 1}",
+            taken.branch,
+            seed_id=seed_id,
             blueprint_id=action.blueprint_id,
             kernel_id=action.kernel_id,
-            reads="input" if kernel.manifest.kind == "lowrank_weight" else "output",
+            reads="input" if taken.kernel.manifest.kind in _READ_INPUT else "output",
             schedule=action.schedule or self._config.graft,
             step=step,
             decision=decision,
             shared=decision is None,
         )
+
+    def _on_offer(self) -> dict[str, list[KernelOption]]:
+        """Return the kernels that can be chosen now."""
+        return {
+            path: [option for option in options if option.kernel_id not in self._withdrawn]
+            for path, options in self.kernels.items()
+        }
 
     def flops_of(self, seed: Seed) -> int:
         """Return the forward FLOPs that a seed adds for one sample, as its kernel was offered."""
@@ -267,13 +297,15 @@ class Controller:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as plain data."""
-        return {
+        state = {
             "decision": self._decision,
             "germinated_at": self._germinated_at,
             "recent_train": self._recent_train,
             "recent_validation": self._recent_validation,
             "health": self._health,
         }
+        # Left out where there are none, so that checkpoints of runs without bad kernels keep their bytes.
+        return {**state, "withdrawn": self._withdrawn} if self._withdrawn else state
 
     def restore(self, state: dict[str, Any]) -> None:
         """Put back what ``state`` returned."""
@@ -282,6 +314,8 @@ class Controller:
         self._recent_train = list(state["recent_train"])
         self._recent_validation = list(state["recent_validation"])
         self._health = dict(state["health"])
+        # What was withdrawn since the checkpoint stays so in a rollback: the kernel is no better for it.
+        self._withdrawn = [*dict.fromkeys([*self._withdrawn, *state.get("withdrawn", [])])]
 
 
 def _seen(seed: Seed) -> SeedObservation:

@@ -12,7 +12,7 @@ from esper.tolaria.determinism import rng_kept
 
 
 class Evaluation(NamedTuple):
-    """Losses ``[n]`` of held-out samples, and which were answered right (bool ``[n]``) where that makes sense."""
+    """Losses ``[n]`` of held-out samples, and which answers were right (bool ``[n, ...]``) where that makes sense."""
 
     losses: Tensor
     correct: Tensor | None = None

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from esper.blueprints.kernel import load_module
 from esper.kasmina import Growth, Seed
 from esper.tolaria import checkpoint
-from esper.tolaria.controller import Controller, LoadKernel
+from esper.tolaria.controller import Controller
 from esper.tolaria.determinism import rng_state, set_rng_state
 from esper.tolaria.governor import Governor
 from esper.tolaria.optim import GrowingOptimizer
+from esper.tolaria.supply import KernelSupply
 
 _HOST = "host."
 _RNG = "rng."
@@ -31,14 +31,14 @@ class FullState:
         optimizer: GrowingOptimizer,
         governor: Governor,
         controller: Controller,
-        load_kernel: LoadKernel,
+        supply: KernelSupply,
     ) -> None:
         """Name the parts."""
         self._growth = growth
         self._optimizer = optimizer
         self._governor = governor
         self._controller = controller
-        self._load = load_kernel
+        self._supply = supply
 
     def capture(self, counters: dict[str, int]) -> checkpoint.State:
         """Return the full state.
@@ -77,7 +77,7 @@ class FullState:
         """
         meta, tensors = state
         checkpoint.restore_module(self._growth.model, tensors, _HOST)
-        self._growth.restore(meta["growth"], tensors, lambda kernel_id: load_module(self._load(kernel_id)))
+        self._growth.restore(meta["growth"], tensors, self._supply.branch)
         seeds = {seed.id: parameters_of(seed) for seed in self._growth.attached()}
         self._optimizer.restore(meta["optimizer"], tensors, seeds)
         self._governor.restore(meta["governor"])

@@ -15,6 +15,7 @@ from esper.ids import new_trace_id
 from esper.oona.port import EventLog, iterate_stream
 from esper.tamiyo import KernelOption
 from esper.tolaria import determinism
+from esper.tolaria.outcomes import outcomes_of
 
 
 class RecordedRun(NamedTuple):
@@ -29,6 +30,8 @@ class RecordedRun(NamedTuple):
     #: Last step of the last attempt.
     last_step: int
     finished: bool
+    #: What became of the kernels that were chosen since the checkpoint: why one could not be had, else None.
+    outcomes: list[str | None]
 
     def resumption(self, reason: str) -> dict[str, Any]:
         """Return the fields of RunResumed."""
@@ -52,7 +55,7 @@ def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
     started: RunStarted | None = None
     checkpoint: CheckpointSaved | None = None
     kernels: dict[str, list[KernelOption]] = {}
-    version, attempts, last_step, finished = 0, 1, 0, False
+    version, attempts, last_step, finished, since = 0, 1, 0, False, 0
     for envelope in iterate_stream(log, f"run/{run_id}"):
         version = envelope.version
         fact = fact_of(envelope)
@@ -62,7 +65,7 @@ def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
         elif isinstance(fact, TrainingStepCompleted):
             last_step = fact.step
         elif isinstance(fact, CheckpointSaved):
-            checkpoint = fact
+            checkpoint, since = fact, envelope.position
         elif isinstance(fact, KernelsOffered):
             kernels[fact.site] = options_of(fact)
         elif isinstance(fact, RunFinished):
@@ -71,7 +74,10 @@ def recorded_run(log: EventLog, run_id: str) -> RecordedRun:
         raise NotFound(f"no run {run_id!r} in the log", hint="`esper run list` shows the runs")
     if checkpoint is None:
         kernels = {}
-    return RecordedRun(started, checkpoint, kernels, version, attempts, last_step, finished)
+    decided = (fact_of(one) for one in iterate_stream(log, f"decision/{run_id}") if one.position > since)
+    # Several attempts may have come past the checkpoint; they took the same decisions.
+    outcomes = list(dict(outcomes_of(decided)).values())
+    return RecordedRun(started, checkpoint, kernels, version, attempts, last_step, finished, outcomes)
 
 
 def options_of(fact: KernelsOffered) -> list[KernelOption]:

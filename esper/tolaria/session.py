@@ -1,8 +1,8 @@
 """One run's training state and what happens at each step and at the end of each epoch.
 
-Belongs here: the order of things in a step and at an epoch's end, full state, rollback. Does not belong here: data,
-loss functions and the loop over batches (``esper.tolaria.trainer``, or a user's own), decisions
-(``esper.tolaria.controller``), opening logs and stores (``esper.tolaria.api``).
+Belongs here: the order of things in a step and at an epoch's end. Does not belong here: data, loss functions and the
+loop over batches (``esper.tolaria.trainer``, or a user's own), decisions (``controller``), full state and rollback
+(``savepoints``), held-out data (``held_out``), opening logs and stores (``api``).
 
 Order within a step: learning rates, backward pass, faults of seeds, optimiser, alphas and lifecycle, telemetry, fact.
 Order at an epoch's end: validation, counterfactuals, EpochCompleted, durable barrier, decision, checkpoint, durable
@@ -11,7 +11,6 @@ barrier. A checkpoint therefore holds the state after the decision, and a resume
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -22,32 +21,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esper.errors import Diverged
 from esper.events.decision import Action
 from esper.events.lifecycle import SeedState
-from esper.events.run import (
-    CheckpointSaved,
-    EpochCompleted,
-    GovernorTripped,
-    RolledBack,
-    RunFinished,
-)
+from esper.events.run import EpochCompleted, RunFinished
 from esper.events.seed import KernelOffer, KernelsOffered
 from esper.kasmina import Growth
-from esper.kasmina.counterfactual import leave_one_out
 from esper.kasmina.fold import detach
 from esper.logs import get_logger
 from esper.tamiyo import KernelOption
-from esper.tolaria import checkpoint
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.config import RunConfig
-from esper.tolaria.controller import Controller, LoadKernel, MakePolicy
-from esper.tolaria.evaluation import Evaluate, Evaluation, undisturbed
+from esper.tolaria.controller import Controller, MakePolicy
+from esper.tolaria.evaluation import Evaluate, undisturbed
 from esper.tolaria.fullstate import FullState, parameters_of
 from esper.tolaria.governor import Governor, Trip
+from esper.tolaria.held_out import HeldOut
 from esper.tolaria.ledger import StepLedger
 from esper.tolaria.optim import GrowingOptimizer
+from esper.tolaria.savepoints import Progress, Savepoints
 from esper.tolaria.sink import FactSink
+from esper.tolaria.supply import KernelSupply
 
 #: A backward pass costs about twice a forward pass.
 _TRAIN_PASSES = 3
@@ -65,7 +58,7 @@ class Session:
         sink: FactSink,
         store: CheckpointStore,
         make_policy: MakePolicy,
-        load_kernel: LoadKernel,
+        supply: KernelSupply,
         run_seed: int,
         evaluate: Evaluate | None = None,
         reestimate: Callable[[nn.Module], None] | None = None,
@@ -82,7 +75,7 @@ class Session:
             sink: Where facts go.
             store: Where checkpoints go.
             make_policy: Makes what decides, once the kernels are known.
-            load_kernel: Gives a kernel by id.
+            supply: Gives kernels, in time and checked; closed by whoever made it.
             run_seed: Key of the decisions' draws.
             evaluate: Losses of validation data; without it no counterfactual is measured.
             reestimate: Estimates the host's batch-norm statistics again.
@@ -94,29 +87,29 @@ class Session:
         self.config = config
         self.optimizer = GrowingOptimizer(optimizer, config.schedule, config.total_steps)
         self.sink = sink
-        self.step_count = 0
-        self.training_flops = 0
-        self._store = store
-        self._evaluate = evaluate
-        self._reestimate = reestimate
-        self._rewinds = rewinds
         self._on_epoch = on_epoch
+        self._supply = supply
         self._governor = Governor(config.governor)
         self._controller = Controller(
             growth,
             make_policy,
             sink,
-            load_kernel,
+            supply,
             config=config,
             run_seed=run_seed,
         )
-        self._state = FullState(growth, self.optimizer, self._governor, self._controller, load_kernel)
+        self._progress = Progress()
+        self._state = FullState(growth, self.optimizer, self._governor, self._controller, supply)
+        self._savepoints = Savepoints(
+            self._progress, self._state, growth, self._governor, store=store, sink=sink, rewinds=rewinds
+        )
+        self._held_out = HeldOut(
+            self._progress, growth, self._controller.flops_of, evaluate=evaluate, reestimate=reestimate
+        )
         self._device = next(growth.model.parameters()).device
         self._ledger = StepLedger(self._device, config.steps_per_epoch, sink, drain_every)
         self._host_parameters = sum(p.numel() for p in growth.model.parameters())
-        self._rollbacks = 0
         self._trip: Trip | None = None
-        self._checkpoint_digest: bytes | None = None
         self._batch = config.batch_size
         self._probe: Any = None
         self._probe_stack = ExitStack()
@@ -124,6 +117,16 @@ class Session:
         self._epoch_began = self._run_began = time.perf_counter()
 
     # --- what the run is now
+
+    @property
+    def step_count(self) -> int:
+        """Return the optimiser steps taken."""
+        return self._progress.step
+
+    @property
+    def training_flops(self) -> int:
+        """Return the FLOPs spent so far, held-out data included."""
+        return self._progress.training_flops
 
     @property
     def epoch(self) -> int:
@@ -139,11 +142,6 @@ class Session:
     def at_epoch_end(self) -> bool:
         """Tell whether the last step taken ended an epoch."""
         return self.step_count % self.config.steps_per_epoch == 0
-
-    @property
-    def forward_flops(self) -> int:
-        """Return the forward FLOPs of one sample, seeds included."""
-        return self.growth.forward_flops + sum(self._controller.flops_of(seed) for seed in self.growth.attached())
 
     @property
     def parameters(self) -> int:
@@ -179,8 +177,8 @@ class Session:
                 kind="germinate", site=birth.site, blueprint_id=birth.blueprint_id, kernel_id=birth.kernel_id
             )
             self._controller.germinate(action, 0, None)
-        self._sync_groups()
-        self._save()
+        self._follow_seeds()
+        self._savepoints.save()
         self._arm_probe()
 
     def resume(self, data: bytes, kernels: dict[str, list[KernelOption]]) -> None:
@@ -190,8 +188,8 @@ class Session:
             CheckpointDamaged: The bytes do not fit this run.
         """
         self._controller.offer(kernels)
-        self._restore(checkpoint.decode(data))
-        self._checkpoint_digest = hashlib.sha256(data).digest()
+        self._savepoints.resume(data)
+        self._ledger.begin_epoch()
         self._arm_probe()
 
     # --- a step
@@ -219,10 +217,10 @@ class Session:
         if self._device.type == "cpu":
             self._collect_faults(number)
         self.optimizer.optimizer.step()
-        self.step_count = number
-        self.training_flops += _TRAIN_PASSES * self._batch * self.forward_flops
+        self._progress.step = number
+        self._progress.training_flops += _TRAIN_PASSES * self._batch * self._held_out.forward_flops()
         self.growth.tick(number)
-        self._sync_groups()
+        self._follow_seeds()
         self._take_probe(number)
         self._ledger.note(number, rate, loss, samples_digest)
         if self._ledger.full:
@@ -260,26 +258,28 @@ class Session:
         self._probe_stack.close()
         self._controller.note_health(probe.measure(number))
 
-    def _sync_groups(self) -> None:
-        """Let the optimiser's groups follow the seeds."""
+    def _follow_seeds(self) -> None:
+        """Let the optimiser's groups and the kernels in memory follow the seeds."""
         attached = {seed.id: seed for seed in self.growth.attached()}
         grouped = set(self.optimizer.seeds())
         for seed_id in grouped - attached.keys():
             self.optimizer.remove(seed_id)
         for seed_id, seed in attached.items():
             if seed_id not in grouped:
-                self.optimizer.add(seed_id, parameters_of(seed), self.step_count)
+                factor = 1.0 if seed.kernel_id is None else self._supply.rate_factor(seed.kernel_id)
+                self.optimizer.add(seed_id, parameters_of(seed), self.step_count, rate_factor=factor)
+        self._supply.hold(seed.kernel_id for seed in attached.values() if seed.kernel_id is not None)
 
     # --- the end of an epoch
 
     def _end_epoch(self) -> None:
         step = self.step_count
         epoch = (step - 1) // self.config.steps_per_epoch
-        evaluation = self._validate()
+        evaluation = self._held_out.validate()
         if evaluation is not None and not math.isfinite(evaluation.loss):
             self._trip = Trip(kind="not_finite", evidence={"validation_loss": evaluation.loss})
             return
-        self._measure_counterfactuals(step)
+        self._held_out.measure_seeds(last=self.done)
         self.growth.moved_alphas(step)
         train_loss, data_digest = self._ledger.totals()
         now = time.perf_counter()
@@ -300,30 +300,11 @@ class Session:
         self._ledger.begin_epoch()
         self._controller.note_epoch(train_loss, None if evaluation is None else evaluation.loss)
         self.sink.barrier()
+        self._supply.settle()
         self._decide(epoch)
-        self._save()
+        self._savepoints.save()
         if self._on_epoch is not None:
             self._on_epoch(self)
-
-    def _validate(self) -> Evaluation | None:
-        if self._evaluate is None:
-            return None
-        evaluation = undisturbed(self.growth.model, self._evaluate)
-        self.training_flops += evaluation.losses.numel() * self.forward_flops
-        return evaluation
-
-    def _measure_counterfactuals(self, step: int) -> None:
-        evaluate = self._evaluate
-        if evaluate is None:
-            return
-        for seed in self.growth.seeds.values():
-            # Seeds born with the host are kept without a judgement; one measurement, at the end, opens their gate.
-            wanted = seed.decision is not None or self.done
-            if wanted and seed.state in (SeedState.EVALUATING, SeedState.FINE_TUNING):
-                measured = leave_one_out(
-                    self.growth, seed, lambda model: evaluate(model).losses, step=step, reestimate=self._reestimate
-                )
-                self.training_flops += 2 * measured.samples * self.forward_flops
 
     def _decide(self, epoch: int) -> None:
         observation = self._controller.observe(
@@ -345,73 +326,22 @@ class Session:
         )
         if action.kind == "cull":  # a graft's zero tail does not move the loss, so it needs no grace
             self._governor.note_change(self.step_count)
-        self._sync_groups()
-
-    # --- full state
-
-    def _save(self) -> None:
-        """Store the full state and record where."""
-        counters = {
-            "step": self.step_count,
-            "training_flops": self.training_flops,
-            "rollbacks": self._rollbacks,
-        }
-        data = checkpoint.encode(self._state.capture(counters))
-        self._checkpoint_digest = self._store.put(data)
-        self.sink.emit(CheckpointSaved, step=self.step_count, digest=self._checkpoint_digest, size_bytes=len(data))
-        self.sink.barrier()
-
-    def _restore(self, state: checkpoint.State, *, rewind: bool = True) -> None:
-        self._state.restore(state, random=rewind)
-        if rewind:
-            self.step_count = state.meta["step"]
-        self.training_flops = state.meta["training_flops"]
-        self._rollbacks = state.meta["rollbacks"]
-        self._trip = None
-        self._ledger.begin_epoch()
+        self._follow_seeds()
 
     def _roll_back(self, trip: Trip) -> None:
-        """Restore the last checkpoint and cull the graft under suspicion.
+        """Go back to the last checkpoint, or give up.
 
         Raises:
             Diverged: There is no graft to blame, or too many rollbacks were made.
         """
-        suspect = self.growth.suspect()
-        self.sink.emit(
-            GovernorTripped,
-            step=self.step_count,
-            kind=trip.kind,
-            evidence=trip.evidence,
-            suspect_seed_id=None if suspect is None else suspect.id,
-        )
-        made, flops, from_step = self._rollbacks + 1, self.training_flops, self.step_count
-        if suspect is None or made > self.config.governor.max_rollbacks or self._checkpoint_digest is None:
-            raise Diverged(
-                f"training went wrong at step {from_step} ({trip.kind}: {trip.evidence}) and "
-                + ("no graft is to blame" if suspect is None else f"{made - 1} rollbacks were made already"),
-                hint="lower the learning rate; `esper run report` shows the losses before it",
-            )
         if self._probe is not None:
             self._probe = None
             self._probe_stack.close()
-        self._messages.warning(
-            "rolling back", step=from_step, kind=trip.kind, evidence=trip.evidence, suspect=suspect.id
-        )
-        state = checkpoint.decode(self._store.get(self._checkpoint_digest))
-        self._restore(state, rewind=self._rewinds)
-        self._rollbacks, self.training_flops = made, flops
-        self.sink.next_attempt()
-        self.sink.emit(
-            RolledBack,
-            from_step=from_step,
-            to_step=state.meta["step"],
-            checkpoint_digest=self._checkpoint_digest,
-            culled_seed_id=suspect.id,
-        )
-        self.growth.roll_back(suspect, step=self.step_count)
-        self._governor.note_change(self.step_count)
-        self._sync_groups()
-        self._save()
+        self._savepoints.roll_back(trip)
+        self._trip = None
+        self._ledger.begin_epoch()
+        self._follow_seeds()
+        self._savepoints.save()
 
     # --- the end
 
@@ -441,7 +371,7 @@ class Session:
             for seed in self.growth.attached()
             if seed.state is SeedState.FOSSILIZED and not seed.quarantined and seed.reads == "output"
         ]
-        inference_flops = self.growth.forward_flops + sum(map(self._controller.flops_of, branches))
+        inference_flops = self._held_out.forward_flops(branches)
         model = detach(self.growth, step=self.step_count)
         evaluation = None if test is None else undisturbed(model, test)
         self.sink.emit(

@@ -59,12 +59,14 @@ class TaskData:
         train: What the optimiser sees.
         validation: What policies, gates and the governor see.
         test: What is measured once, at the end.
-        digest: SHA-256 over shape, dtype and bytes of all six tensors, 32 bytes.
+        source: What tells the samples' source from any other, where the samples are only a part of it; else empty.
+        digest: SHA-256 over shape, dtype and bytes of all six tensors and over ``source``, 32 bytes.
     """
 
     train: Split
     validation: Split
     test: Split
+    source: bytes = b""
     digest: bytes = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class TaskData:
                 # As raw bytes, so that every dtype (bfloat16 too, which numpy does not know) is covered.
                 data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 total.update(data.numpy().data)
+        total.update(self.source)
         return total.digest()
 
 
@@ -139,7 +142,10 @@ class Task(Protocol):
         """Return the loss of each sample, ``[N]``; the loop takes the mean."""
 
     def correct(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Return which samples were answered right, bool ``[N]``; None where nothing is right or wrong."""
+        """Return which samples were answered right, bool ``[N]``, or ``[N, ...]`` where each has several answers.
+
+        None where nothing is right or wrong.
+        """
 
 
 class Classification:

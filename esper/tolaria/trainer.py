@@ -24,11 +24,13 @@ from esper.kasmina.life import Emit
 from esper.tamiyo import KernelOption
 from esper.tolaria.checkpoint import CheckpointStore
 from esper.tolaria.config import RunConfig
-from esper.tolaria.controller import LoadKernel, MakePolicy
+from esper.tolaria.controller import MakePolicy
 from esper.tolaria.evaluation import Evaluation
 from esper.tolaria.optim import make_optimizer
+from esper.tolaria.orders import OrderStopped
 from esper.tolaria.session import Session
 from esper.tolaria.sink import FactSink
+from esper.tolaria.supply import KernelSupply
 from esper.tolaria.task import DataOrder, Split, Task, TaskData, samples_digest
 
 #: Samples of one forward pass in an evaluation.
@@ -66,7 +68,7 @@ def train(
     store: CheckpointStore,
     make_policy: MakePolicy,
     kernels: Kernels,
-    load_kernel: LoadKernel,
+    supply: KernelSupply,
     run_seed: int,
     checkpoint: bytes | None = None,
     on_epoch: Callable[[Session], None] | None = None,
@@ -82,7 +84,7 @@ def train(
         store: Where checkpoints go.
         make_policy: Makes what decides, once the kernels are known.
         kernels: Gives the kernels on offer by site.
-        load_kernel: Gives a kernel's module.
+        supply: Gives kernels, in time and checked.
         run_seed: Key of the decisions' draws.
         checkpoint: Checkpoint bytes to go on from; None starts at the first step.
         on_epoch: Called after each epoch.
@@ -115,13 +117,18 @@ def train(
             sink=sink,
             store=store,
             make_policy=make_policy,
-            load_kernel=load_kernel,
+            supply=supply,
             run_seed=run_seed,
             evaluate=evaluate_on(data.validation),
             reestimate=lambda model: reestimate_batch_norm(model, statistics_batches(data.train)),
             on_epoch=on_epoch,
         )
-        offered = kernels(growth)
+        try:
+            offered = kernels(growth)
+        except OrderStopped:
+            sink.emit(RunPaused, step=session.step_count, reason="asked to stop while it waited for its kernels")
+            sink.barrier()
+            return None
         if checkpoint is None:
             session.begin(offered)
         else:

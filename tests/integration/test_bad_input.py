@@ -17,6 +17,7 @@ import pytest
 from cli_support import Esper
 
 from esper.blueprints.forge import Forge
+from esper.blueprints.shelf import KernelShelf
 from esper.errors import (
     ArtifactDamaged,
     ArtifactError,
@@ -36,7 +37,7 @@ from esper.events.run import (
     RunStarted,
     TrainingStepCompleted,
 )
-from esper.events.seed import SeedFaulted, SeedTransitioned
+from esper.events.seed import KernelsOffered, SeedFaulted, SeedTransitioned
 from replay.session import verify
 from tests.tiny_tasks import TINY, train_tiny
 from tests.training import Place, go_on, place
@@ -52,6 +53,11 @@ def forged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("forged")
     where = place(home)
     train_tiny(*where, run_id="whole")
+    # The command line takes signed kernels only; putting one again signs it.
+    shelf = KernelShelf.open(where.store, home / "keys" / "signing.pem", home / "keys")
+    for offered in of(where, "whole", KernelsOffered):
+        for offer in offered.offers:
+            shelf.put(where.store.get(bytes.fromhex(offer.kernel_id)))
     where.log.close()
     return home
 

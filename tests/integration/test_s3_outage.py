@@ -41,7 +41,7 @@ def of(where: Place, run_id: str, cls: type) -> list[Any]:
 
 @pytest.mark.parametrize("method", ["GET", "PUT"])
 def test_a_run_whose_store_is_away_fails_and_goes_on_to_the_same_bits(where: Place, s3: S3Server, method: str) -> None:
-    """GET: the kernel of a graft cannot be read. PUT: a checkpoint cannot be kept."""
+    """GET: what a checkpoint would be put beside cannot be read. PUT: the checkpoint cannot be kept."""
     grafted = [fact.step for fact in of(where, "whole", SeedTransitioned) if fact.target == "germinated"][-1]
 
     def outage(session: Any) -> None:

@@ -17,8 +17,10 @@ from esper.events.run import EpochCompleted, GovernorTripped, RunFailed, RunFini
 from esper.kasmina import attach
 from esper.oona.port import Receipt
 from esper.tamiyo import make_policy
+from esper.tolaria.evaluation import Evaluation
 from esper.tolaria.losses import DRAIN_EVERY, LossBuffer
-from esper.tolaria.session import Evaluation, Session
+from esper.tolaria.session import Session
+from esper.tolaria.supply import KernelSupply
 from esper.tolaria.trainer import fail
 from replay.history import differing_field
 from tests.tiny_tasks import TINY, Tiny
@@ -101,7 +103,7 @@ def begun(drain_every: int | None, total_steps: int = 130) -> tuple[Session, Kep
         sink=sink,
         store=open_store("memory://"),
         make_policy=lambda kernels: make_policy("off", {}, kernels=kernels),
-        load_kernel=lambda kernel_id: pytest.fail(f"no kernel was asked for, not {kernel_id}"),
+        supply=KernelSupply(lambda kernel_id: pytest.fail(f"no kernel was asked for, not {kernel_id}")),
         run_seed=1,
         evaluate=lambda model: Evaluation(task.loss(model(data.validation.inputs), data.validation.targets)),
         drain_every=drain_every,
