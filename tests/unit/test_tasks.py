@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import sys
 from pathlib import Path
@@ -22,9 +24,12 @@ from esper.tolaria.task import (
     samples_digest,
 )
 from esper.tolaria.tasks import SHIPPED
+from esper.tolaria.tasks.bytelm import Bytelm
 from esper.tolaria.tasks.digits import Digits
 from esper.tolaria.tasks.impaired import Impaired
 from esper.tolaria.tasks.mnist1d import Mnist1d
+from esper.tolaria.tasks.mnist1d_mlp import Mnist1dMlp
+from esper.tolaria.tasks.sources import FILE_BYTES, read_sources
 
 USER_TASK = """
 import torch
@@ -222,7 +227,7 @@ def test_digits_depends_on_its_data_seed_alone() -> None:
     assert Digits().data(6).digest != first
 
 
-@pytest.mark.parametrize("task", [Digits(), Mnist1d(), Impaired()])
+@pytest.mark.parametrize("task", [Digits(), Mnist1d(), Impaired(), Mnist1dMlp(), Bytelm()])
 def test_a_host_depends_on_its_seed_alone_and_draws_nothing_from_the_global_generators(task: Digits) -> None:
     torch.manual_seed(7)
     random.seed(7)
@@ -234,8 +239,9 @@ def test_a_host_depends_on_its_seed_alone_and_draws_nothing_from_the_global_gene
     assert random.random() == expected[1]
     again, other = task.host(11), task.host(12)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
-    pairs = list(zip(first.parameters(), other.parameters(), strict=False))
-    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
+    drawn = [(a, b) for a, b in zip(first.parameters(), other.parameters(), strict=False) if a.unique().numel() > 1]
+    assert drawn
+    assert not any(a.shape == b.shape and torch.equal(a, b) for a, b in drawn)
 
 
 def test_mnist1d_has_fresh_splits_and_leaves_the_global_generators_alone() -> None:
@@ -257,6 +263,7 @@ def test_mnist1d_has_fresh_splits_and_leaves_the_global_generators_alone() -> No
     rows = torch.cat([data.train.inputs, data.validation.inputs, data.test.inputs])
     assert len(torch.unique(rows, dim=0)) == 16_000
     assert Impaired().data(2**52 + 1) is data
+    assert Mnist1dMlp().data(2**52 + 1) is data
 
 
 def test_the_plain_hosts_have_the_sizes_that_are_published() -> None:
@@ -265,6 +272,85 @@ def test_the_plain_hosts_have_the_sizes_that_are_published() -> None:
 
     assert size(Digits().host(0)) == 754
     assert size(Mnist1d().host(0)) == 1058
+    assert size(Mnist1dMlp().host(0)) == 1098
+    assert size(Bytelm().host(0)) == 87_680
+
+
+def test_bytelm_gives_each_window_once_and_no_file_to_two_splits() -> None:
+    data = Bytelm().data(5)
+    splits = (data.train, data.validation, data.test)
+    assert [part.size for part in splits] == [20_000, 512, 2_048]
+    found: list[list[bytes]] = []
+    for part in splits:
+        assert part.inputs.shape[1:] == part.targets.shape[1:] == (64,)
+        assert part.inputs.dtype == torch.int64
+        assert torch.equal(part.inputs[:, 1:], part.targets[:, :-1])
+        windows = torch.cat((part.inputs, part.targets[:, -1:]), dim=1).to(torch.uint8)
+        found.append([bytes(row) for row in windows.numpy()])
+    assert len(set(found[0]) & set(found[2])) < 0.01 * len(found[2]), "only licences and the like recur"
+    homes = []
+    for rows in found:
+        places = [[n for n, file in enumerate(read_sources().files) if row in file] for row in rows[:: len(rows) // 80]]
+        homes.append({place[0] for place in places if len(place) == 1})
+    assert all(len(files) > 20 for files in homes)
+    assert sum(map(len, homes)) == len(set.union(*homes)), "a file is in two splits"
+
+
+def test_bytelm_depends_on_its_data_seed_and_on_the_sources() -> None:
+    first = Bytelm().data(5)
+    torch.manual_seed(123)
+    assert Bytelm().data(5) is first
+    assert Bytelm().data(6).digest != first.digest
+    sources = read_sources()
+    assert TaskData(first.train, first.validation, first.test, source=sources.digest).digest == first.digest
+    assert TaskData(first.train, first.validation, first.test).digest != first.digest
+
+
+def test_sources_are_those_of_the_standard_library_without_tests_and_site_packages(tmp_path: Path) -> None:
+    sources = read_sources()
+    json_package = Path(json.__file__).read_bytes()[:FILE_BYTES]
+    assert json_package in sources.files
+    assert Path(pytest.__file__).read_bytes()[:FILE_BYTES] not in sources.files
+    assert max(map(len, sources.files)) == FILE_BYTES
+
+
+def test_a_python_without_sources_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda _: str(tmp_path))
+    for junk in ("test/test_a.py", "site-packages/b.py", "_sysconfigdata_x.py", "notes.txt"):
+        path = tmp_path / junk
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x = 1\n")
+    read_sources.cache_clear()
+    try:
+        with pytest.raises(DependencyUnavailable, match="sources"):
+            read_sources()
+        (tmp_path / "own.py").write_text("y = 2\n")
+        (tmp_path / "package").mkdir()
+        (tmp_path / "package" / "__init__.py").write_text("z = 3\n")
+        assert read_sources().files == [b"y = 2\n", b"z = 3\n"]
+        first = read_sources().digest
+        (tmp_path / "own.py").rename(tmp_path / "other.py")
+        read_sources.cache_clear()
+        assert read_sources().digest != first, "the names of files are part of the digest"
+    finally:
+        read_sources.cache_clear()
+
+
+def test_the_transformer_sees_no_later_byte() -> None:
+    host = Bytelm().host(3).eval()
+    bytes_NT = Bytelm().data(5).validation.inputs[:4]
+    changed = bytes_NT.clone()
+    changed[:, 40:] = 255 - changed[:, 40:]
+    with torch.no_grad():
+        assert torch.equal(host(bytes_NT)[:, :40], host(changed)[:, :40])
+
+
+def test_the_loss_of_bytes_is_the_mean_over_a_window_in_nats_per_byte() -> None:
+    task = Bytelm()
+    logits = torch.zeros(2, 4, 256)
+    targets = torch.tensor([[1, 2, 3, 4], [0, 0, 0, 0]])
+    assert task.loss(logits, targets).tolist() == pytest.approx([math.log(256)] * 2)
+    assert task.correct(logits, targets).tolist() == [[False] * 4, [True] * 4]
 
 
 def test_the_narrow_layer_of_an_impaired_host_is_where_the_task_says() -> None:

@@ -11,7 +11,9 @@ from typing import Final
 
 #: Entry point of each shipped task by its name.
 SHIPPED: Final[dict[str, str]] = {
+    "bytelm": "esper.tolaria.tasks.bytelm:Bytelm",
     "digits": "esper.tolaria.tasks.digits:Digits",
     "impaired": "esper.tolaria.tasks.impaired:Impaired",
     "mnist1d": "esper.tolaria.tasks.mnist1d:Mnist1d",
+    "mnist1d_mlp": "esper.tolaria.tasks.mnist1d_mlp:Mnist1dMlp",
 }
