@@ -5,6 +5,9 @@ Belongs here: what does not belong to one run. Does not belong here: runs, seeds
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection
+
 from sqlalchemy import Connection, func, select
 
 from esper.errors import NotFound
@@ -48,14 +51,39 @@ def blueprint_id_of(connection: Connection, blueprint: str) -> str:
     return full_id(connection, table.c.blueprint_id, blueprint, "blueprint", _BLUEPRINTS_HINT)
 
 
-def list_blueprints(connection: Connection, *, at: int | None = None, status: str | None = None) -> list[Row]:
-    """Return the blueprints by name, without their IR."""
+def list_blueprints(
+    connection: Connection,
+    *,
+    at: int | None = None,
+    status: str | None = None,
+    kind: str | None = None,
+    parent: str | None = None,
+    full: bool = False,
+) -> list[Row]:
+    """Return the blueprints by name.
+
+    Args:
+        connection: The tables.
+        at: Position; None for now.
+        status: Only those that stand so.
+        kind: Only of this kind.
+        parent: Only those a mutation made of this blueprint, by name or id.
+        full: With their IR and how many of their kernels are validated.
+    """
     table = t.blueprints
-    columns = [column for column in table.columns if column.name != "architecture_ir"]
+    columns = [column for column in table.columns if full or column.name != "architecture_ir"]
     query = select(*columns).where(true_at(table, at)).order_by(table.c.name, table.c.blueprint_id)
     if status is not None:
         query = query.where(table.c.status == status)
-    return rows(connection, query)
+    if kind is not None:
+        query = query.where(table.c.kind == kind)
+    if parent is not None:
+        query = query.where(table.c.parent == blueprint_id_of(connection, parent))
+    found = rows(connection, query)
+    if full:
+        validated = Counter(row["blueprint_id"] for row in list_kernels(connection, status="validated", at=at))
+        found = [{**row, "validated_kernels": validated[row["blueprint_id"]]} for row in found]
+    return found
 
 
 def get_blueprint(connection: Connection, blueprint: str, *, at: int | None = None) -> Row:
@@ -76,9 +104,24 @@ def get_blueprint(connection: Connection, blueprint: str, *, at: int | None = No
 
 
 def list_kernels(
-    connection: Connection, *, blueprint: str | None = None, status: str | None = None, at: int | None = None
+    connection: Connection,
+    *,
+    blueprint: str | None = None,
+    status: str | None = None,
+    site: str | None = None,
+    tags: Collection[str] = (),
+    at: int | None = None,
 ) -> list[Row]:
-    """Return the kernels in the order they were compiled, each with its blueprint's name."""
+    """Return the kernels in the order they were compiled, each with its blueprint's name.
+
+    Args:
+        connection: The tables.
+        blueprint: Only of this blueprint, by name or id.
+        status: Only those that stand so.
+        site: Only for this kind of site, e.g. ``conv2d``.
+        tags: Only those with all of these tags.
+        at: Position; None for now.
+    """
     table = t.compiled_kernels
     query = select(table).where(true_at(table, at))
     if blueprint is not None:
@@ -89,7 +132,11 @@ def list_kernels(
     made = first.subquery()
     query = query.join(made, made.c.kernel_id == table.c.kernel_id).order_by(made.c.made)
     names = _blueprint_names(connection, at)
-    return [{**row, "name": names.get(row["blueprint_id"])} for row in rows(connection, query)]
+    return [
+        {**row, "name": names.get(row["blueprint_id"])}
+        for row in rows(connection, query)
+        if (site is None or row["signature"].get("kind") == site) and set(tags) <= set(row["tags"] or ())
+    ]
 
 
 def get_kernel(connection: Connection, kernel: str, *, at: int | None = None) -> Row:
