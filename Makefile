@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-# Worker processes of `make test`. Each computes with one thread.
+# Worker processes of the tests. Each computes with one thread.
 JOBS ?= 2
 # More arguments for pytest, e.g. `make test ARGS="-k lifecycle"`, or for pip, e.g. another index.
 ARGS ?=
@@ -38,7 +38,7 @@ test: dev ## every behaviour, short runs
 	@$(BIN)/python -m pytest -n $(JOBS) -m "not acceptance" $(ARGS)
 
 acceptance: dev ## the long shows: whole runs, killed processes, damaged files
-	@$(BIN)/python -m pytest -m acceptance $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m acceptance $(ARGS)
 
 soak: dev ## kill redis-server 20 times under writers, and count what is lost
 	@$(BIN)/python tests/soak.py $(ARGS)
@@ -75,11 +75,12 @@ $(VENV)/.stamp-train: $(INPUTS) | $(BIN)/python
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,s3,daemons]'
 	@touch $@
 
-# The power-loss tests build a small library with gcc that notes what was forced to disk; the Redis tests start servers.
+# The power-loss tests build a small library with gcc that notes what was forced to disk; torch.compile runs g++; the
+# Redis tests start servers.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-train
-	@command -v gcc >/dev/null && command -v redis-server >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq gcc libc6-dev redis-server; } || \
-	  { echo "the tests need gcc and redis-server; on Debian or Ubuntu: apt-get install gcc libc6-dev redis-server" >&2; exit 1; }
+	@command -v gcc >/dev/null && command -v g++ >/dev/null && command -v redis-server >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -y -qq gcc g++ libc6-dev redis-server; } || \
+	  { echo "the tests need gcc, g++ and redis-server; on Debian or Ubuntu: apt-get install gcc g++ libc6-dev redis-server" >&2; exit 1; }
 	@$(PIP) install $(PIP_ARGS) -c constraints.txt -e '.[train,s3,daemons,dev]'
 	@touch $@
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from esper.blueprints.build import build
 from esper.blueprints.ir import Blueprint, SiteSignature
-from esper.blueprints.kernel import Kernel, decode_kernel, encode_kernel, kernel_seed, load_module
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.kernel import Kernel, decode_kernel, encode_kernel, kernel_seed, load_module
 from esper.blueprints.kinds import KINDS
 from esper.blueprints.verify import fits
 from esper.events.decision import Schedule

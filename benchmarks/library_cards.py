@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import fx
 
 from benchmarks.grafting import TASKS, Place, Trial, Warm, forged
-from esper.blueprints.crucible import characterize
+from esper.blueprints.forging.jobs import hardware, toolchain
 from esper.blueprints.ir import Blueprint
-from esper.blueprints.jobs import hardware, toolchain
-from esper.blueprints.kernel import Kernel, load_module
+from esper.blueprints.kernels.crucible import characterize
+from esper.blueprints.kernels.kernel import Kernel, load_module
 from esper.blueprints.library import load_library
 from esper.events.decision import Schedule
 from esper.kasmina import Seed

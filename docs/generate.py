@@ -15,7 +15,7 @@ import typer.main
 
 from esper import errors
 from esper.blueprints.ir import Blueprint, SymbolRange
-from esper.blueprints.library import load_library
+from esper.blueprints.library import card, load_library, load_measured
 from esper.blueprints.ops import OPS, RANK_AXES, TAILS, Attr
 from esper.blueprints.rules import RULES
 from esper.cli.failures import exit_code
@@ -88,9 +88,10 @@ How to write one is in [../how-to/write-a-blueprint.md](../how-to/write-a-bluepr
 
 ## The library
 
-What ships in `esper/blueprints/library`. The formulas are the ones each document claims; the verifier computes them
-again from the graph and refuses a document whose claim differs. FLOPs are of one sample's forward pass; a
-multiply-accumulate counts 2. *Causal* blueprints keep the order of positions and may stand at causal sites.
+What ships in `esper/blueprints/library`; what each one is for and what it did stands on [its card](library.md). The
+formulas are the ones each document claims; the verifier computes them again from the graph and refuses a document
+whose claim differs. FLOPs are of one sample's forward pass; a multiply-accumulate counts 2. *Causal* blueprints keep
+the order of positions and may stand at causal sites.
 
 | name | kind | layouts | causal | parameters | FLOPs |
 |---|---|---|---|---|---|
@@ -109,6 +110,15 @@ Letters in the formulas:
 The closed list. *Can be the tail*: initialised to zero it makes the branch zero at birth. *After a tail*: may follow a
 zero tail, because it is zero at zero with a slope there.
 
+- `split` gives part `index` of `parts` equal parts of the channels, counted from 0. Every part has to be read by some
+  node; parts that do not come out even at a site make it unfit.
+- `mean_pool` averages over `k` positions and keeps the number of positions: the window is centred, or with `causal` it
+  ends at the position. What lies outside counts as zero. `gap` averages over all positions and gives one value.
+- `sdpa` is scaled dot product attention of queries, keys and values, in that order. `heads` divides the channels. It
+  costs 4 FLOPs for each channel of each pair of positions, causal or not. After a tail only its values may be zero.
+- There is no `dropout`, since a branch computes the same in training and evaluation, and no `matmul_lowrank`, which is
+  two `linear` nodes. Batch norms have a state and let samples see each other.
+
 | operator | inputs | layouts | attributes | init | can be the tail | after a tail |
 |---|---|---|---|---|---|---|
 {operators}
@@ -120,6 +130,41 @@ A document that breaks a rule is refused with `E-BP-002`; the error names the pl
 | rule | what to do |
 |---|---|
 {rules}
+"""
+
+_LIBRARY = """\
+# The library's cards
+
+{header}
+
+What each shipped blueprint is for, when to leave it, what it costs, and what it did when it was measured. Documents,
+operators and rules are in [blueprints.md](blueprints.md). `esper blueprint show NAME` shows a card too.
+
+Parameters and FLOPs are computed from the graph: formulas of the sizes of a site, one for all layouts where they
+agree. FLOPs are of one sample's forward pass; a multiply-accumulate counts 2.
+
+## How it was measured
+
+`python -m benchmarks LIBRARY`: {where}.
+
+For each task a host is trained a little. Then the blueprint is grafted at the first site it fits, and both train on
+together; the placebo `noop` gets the same host, batches and steps. Losses are of validation data, in nats (`bytelm`:
+per byte; 0.6931 nats are one bit).
+
+| column | meaning |
+|---|---|
+| jump | how far one Adam step at 0.001 moves the branch, as a share of the site's output: the crucible's measure |
+| worst rise | most that a batch's train loss lay above the placebo's while alpha rose, in nats: the median over seeds |
+| dead | share of the branch's hidden units that are above zero for no validation sample, at the end |
+| latency | forward pass with the branch over the one without |
+| loss with `noop` | the placebo's validation loss at the end |
+| fall | by how much the blueprint's loss is lower: the mean, and the least and the most of the seeds |
+
+A fall below zero is growth that did not help there. That is an answer too: these are a few hundred steps at one site
+of a small host, with {seeds} seeds a task, so they say that a blueprint learns and what it disturbs, not which is
+best. Latencies on a host this small are mostly the price of calling a few more operators.
+
+{cards}
 """
 
 
@@ -216,6 +261,62 @@ def blueprints_markdown() -> str:
     )
 
 
+def library_markdown() -> str:
+    """Return the cards of the shipped blueprints."""
+    measured = load_measured()
+    where = "on {measured_on}, {toolchain}, {hardware}, threads: {threads}".format(**measured.where)
+    seeds = sorted({row["seeds"] for row in measured.rows})
+    return _LIBRARY.format(
+        header=_HEADER,
+        where=where,
+        seeds=" or ".join(map(str, seeds)),
+        cards="\n\n".join(_card(card(name)) for name in load_library()),
+    )
+
+
+def _card(found: dict[str, Any]) -> str:
+    """Return one blueprint's card."""
+    letters = "; ".join(f"`{letter}` = {meaning}" for letter, meaning in found["symbols"].items())
+    lines = [
+        f"## {found['name']}",
+        "",
+        found["for"],
+        "",
+        f"- Not for: {found['not_for']}",
+        f"- Kind: {found['kind']}. Sites: {found['sites']} ({', '.join(found['ranks'])})"
+        f"{'; causal ones too' if found['causal'] else '; not causal ones'}.",
+        f"- Parameters: {_formulas(found['parameters'])}. FLOPs: {_formulas(found['flops'])}.",
+        f"- {letters}.",
+    ]
+    if found["sources"]:
+        lines.append(f"- From: {'; '.join(found['sources'])}.")
+    if found["measured"]:
+        lines += ["", *_measured_rows(found["measured"])]
+    return "\n".join(lines)
+
+
+def _formulas(by_rank: dict[str, str]) -> str:
+    """Return the formulas of a cost, each with the layouts it holds for where there are several."""
+    ranks: dict[str, list[str]] = {}
+    for rank, formula in by_rank.items():
+        ranks.setdefault(formula, []).append(rank)
+    if len(ranks) == 1:
+        return f"`{next(iter(ranks))}`"
+    return ", ".join(f"`{formula}` ({', '.join(names)})" for formula, names in ranks.items())
+
+
+def _measured_rows(rows: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| task | site | parameters | FLOPs | jump | worst rise | dead | latency | loss with `noop` | fall |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
+    for row in rows:
+        dead = "" if row["dead_frac"] is None else f"{100 * row['dead_frac']:.0f} %"
+        yield (
+            f"| {row['task']} | `{row['site']}` | {row['parameters']:,} | {row['flops']:,} "
+            f"| {100 * row['jump_frac']:.2f} % | {row['worst_rise']:+.2f} | {dead} | {row['latency_ratio']:.2f} "
+            f"| {row['placebo_loss']:.3f} | {row['fall']:+.3f} [{row['fall_least']:+.3f}, {row['fall_most']:+.3f}] |"
+        )
+
+
 def _library_row(name: str, blueprint: Blueprint) -> str:
     claims, site = blueprint.claims, blueprint.site
     return (
@@ -266,6 +367,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "cli.md": cli_markdown,
     "errors.md": errors_markdown,
     "events.md": events_markdown,
+    "library.md": library_markdown,
     "lifecycle.md": lifecycle_markdown,
     "settings.md": settings_markdown,
 }

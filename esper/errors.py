@@ -328,9 +328,14 @@ class ArtifactConflict(ArtifactError, ValueError):
 
 
 class SignatureInvalid(ArtifactError, ValueError):
-    """A signature is missing, is not of a trusted key, or does not fit what was signed."""
+    """A signature is missing, is not of a trusted key, or does not fit what was signed.
+
+    Attributes:
+        reason: Of an artifact: unsigned, unknown_key or wrong_signature; else empty.
+    """
 
     code = "E-ART-005"
+    reason: str = ""
 
 
 class ArtifactStoreUnavailable(ArtifactError, ConnectionError):

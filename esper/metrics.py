@@ -38,3 +38,22 @@ HANDLER_SECONDS = Histogram("esper_handler_seconds", "Seconds one event takes.",
 HANDLER_LAG_EVENTS = Gauge("esper_handler_lag_events", "Events between a handler and the end of the log.", ["handler"])
 HANDLER_LAG_SECONDS = Gauge("esper_handler_lag_seconds", "Age of the oldest event not handled yet.", ["handler"])
 HANDLER_PARKED = Gauge("esper_handler_parked", "Events that are parked now.", ["handler"])
+JOBS = Counter("esper_jobs_total", "Jobs that were brought to a result, by outcome.", ["handler", "outcome"])
+JOB_SECONDS = Histogram(
+    "esper_job_seconds",
+    "Seconds one job takes its child process.",
+    ["handler"],
+    buckets=(*_SECONDS, 20.0, 60.0, 120.0),
+)
+JOBS_ACTIVE = Gauge("esper_jobs_active", "Jobs that are being done in child processes.", ["handler"])
+KERNEL_CACHE_REQUESTS = Counter(
+    "esper_kernel_cache_requests_total", "Kernels that were wanted, by how they were had.", ["outcome"]
+)
+KERNEL_CACHE_BYTES = Gauge("esper_kernel_cache_bytes", "Bytes of kernels and of branches made ahead, in memory.")
+KERNEL_CACHE_EVICTIONS = Counter("esper_kernel_cache_evictions_total", "Kernels that went to make room.")
+KERNEL_FETCH_SECONDS = Histogram(
+    "esper_kernel_fetch_seconds", "Seconds to fetch and check one kernel.", ["outcome"], buckets=_SECONDS
+)
+KERNEL_STALL_SECONDS = Histogram(
+    "esper_kernel_stall_seconds", "Seconds that training waited for a kernel it was to graft.", buckets=_SECONDS
+)

@@ -88,6 +88,24 @@ class Settings(BaseSettings):
     spool_bytes: int = Field(
         default=256 << 20, ge=1 << 20, description="Most bytes of facts that wait there before training waits."
     )
+    kernel_cache_bytes: int = Field(
+        default=256 << 20, ge=0, description="Most bytes of kernels that a run keeps in memory; 0 keeps none."
+    )
+    forge: Literal["here", "workers"] = Field(
+        default="here",
+        description="Who makes a run's kernels: the run's own process, or the handlers `tezzeret` and `urabrask`.",
+    )
+    forge_wait_s: float = Field(
+        default=600.0, gt=0, description="How many seconds a run waits for workers to make and measure its kernels."
+    )
+    work_wall_s: float = Field(
+        default=120.0, gt=0, description="How many seconds one compilation or measurement by a worker may take."
+    )
+    work_memory_bytes: int = Field(
+        default=4 << 30,
+        ge=16 << 20,
+        description="Memory its child process may hold beyond what it holds when idle.",
+    )
     seal_events: int = Field(
         default=65_536, ge=1, description="The handler `sealer` seals once so many events are not sealed."
     )

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from esper.artifacts.store import ArtifactStore
-from esper.blueprints.shelf import KernelShelf
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import (
     ArtifactDamaged,
     ArtifactError,

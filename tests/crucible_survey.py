@@ -9,9 +9,9 @@ from random import Random
 import torch
 from random_graphs import random_graph
 
-from esper.blueprints.build import build
-from esper.blueprints.crucible import characterize
 from esper.blueprints.ir import Blueprint, SiteSignature
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.crucible import characterize
 from esper.blueprints.verify import verify
 from esper.errors import BlueprintInvalid
 

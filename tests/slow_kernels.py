@@ -10,11 +10,11 @@ from functools import cache
 import msgspec
 
 from esper.artifacts import open_store
-from esper.blueprints.build import build
 from esper.blueprints.ir import SiteSignature
-from esper.blueprints.kernel import Kernel, encode_kernel, kernel_id, kernel_seed
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.kernel import Kernel, encode_kernel, kernel_id, kernel_seed
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.blueprints.library import load_library
-from esper.blueprints.shelf import KernelShelf
 from esper.kasmina.cache import KernelCache
 
 SITE = SiteSignature(kind="linear", rank="NC", channels=12, in_channels=8, positions=(), causal=False)

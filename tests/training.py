@@ -14,6 +14,7 @@ from esper.oona import open_log
 from esper.oona.port import EventLog, iterate
 from esper.tolaria.config import RunConfig, check
 from esper.tolaria.launch import Trained, resume, start
+from esper.tolaria.orders import Workers
 
 #: 24 decision points in 480 steps: enough for a seed to be grafted, measured and kept.
 SHORT = RunConfig(
@@ -53,6 +54,6 @@ def record(where: Place, task: str = "digits", **changes: Any) -> Trained:
     return start(task, check(msgspec.structs.replace(SHORT, **changes)), log=where.log, store=where.store)
 
 
-def go_on(where: Place, run_id: str) -> Trained:
+def go_on(where: Place, run_id: str, workers: Workers | None = None) -> Trained:
     """Resume a run."""
-    return resume(run_id, log=where.log, store=where.store)
+    return resume(run_id, log=where.log, store=where.store, workers=workers)

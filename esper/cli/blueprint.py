@@ -140,7 +140,7 @@ def verify(ctx: typer.Context, documents: Documents, as_json: Json = False) -> N
 @app.command("submit")
 def submit(ctx: typer.Context, documents: Documents, by: By = None, as_json: Json = False) -> None:
     """Verify documents and record them, or record why they were refused; a retired blueprint comes back."""
-    from esper.blueprints.submission import submit as submit_one
+    from esper.blueprints.forging.submission import submit as submit_one
 
     session = session_of(ctx)
     author = author_of(session, by)
@@ -169,7 +169,7 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """Offer a blueprint no longer; runs that used it still replay, and submitting it again brings it back."""
-    from esper.blueprints.submission import retire as retire_one
+    from esper.blueprints.forging.submission import retire as retire_one
     from esper.projections.queries import get_blueprint
 
     session = session_of(ctx)

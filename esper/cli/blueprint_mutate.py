@@ -17,7 +17,7 @@ from esper.errors import NotFound
 
 if TYPE_CHECKING:
     from esper.blueprints.ir import Blueprint
-    from esper.blueprints.offspring import Offspring
+    from esper.blueprints.karn.offspring import Offspring
 
 _LISTED = ("name", "parent", "mutation", "change", "novelty", "nearest", "blueprint_id")
 _COMPILED = "compiled"
@@ -58,8 +58,8 @@ def mutate(
     as_json: Json = False,
 ) -> None:
     """Make new blueprints from known ones by small changes; each is verified, and told how new it is."""
-    from esper.blueprints.mutations import MUTATIONS
-    from esper.blueprints.offspring import offspring
+    from esper.blueprints.karn.mutations import MUTATIONS
+    from esper.blueprints.karn.offspring import offspring
 
     for name in mutations or ():
         if name not in MUTATIONS:
@@ -82,7 +82,7 @@ def mutate(
     _tell_refusals(found, named=bool(parents))
     made = _rows(found, {identity: one.id for identity, one in chosen}, submitted=submit, full=as_json)
     if submit:
-        from esper.blueprints.submission import Origin, submit_sound
+        from esper.blueprints.forging.submission import Origin, submit_sound
 
         with progress("submitting", "blueprints") as advance:
             for number, (mutant, novelty) in enumerate(found.made, 1):

@@ -16,8 +16,8 @@ import typer
 from esper.errors import NotFound
 
 if TYPE_CHECKING:
+    from esper.blueprints.forging.submission import Author
     from esper.blueprints.ir import Blueprint
-    from esper.blueprints.submission import Author
     from esper.cli.session import Session
 
 #: Stands for standard input.
@@ -51,7 +51,7 @@ def read(document: str) -> bytes:
 
 def author_of(session: Session, by: str | None) -> Author:
     """Return in whose name blueprints are submitted and retired: the given name, or the login name."""
-    from esper.blueprints.submission import Author
+    from esper.blueprints.forging.submission import Author
 
     if by is None:
         try:

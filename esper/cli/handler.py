@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from esper.cli import output
 from esper.cli.handler_parked import app as parked
 from esper.cli.options import Json, group
 from esper.cli.session import session_of
+
+if TYPE_CHECKING:
+    from esper.artifacts.content import ContentStore
 
 _LISTED = ("name", "kind", "what")
 _STATUS = ("handler", "alive", "silent", "lag_events", "lag_seconds", "parked")
@@ -59,6 +62,11 @@ def start(
     from esper.handlers.start import Options, prepare
 
     session = session_of(ctx)
+
+    def open_store() -> ContentStore:
+        session.claim_store()
+        return session.store
+
     options = Options(
         member=member or default_member(),
         host=host,
@@ -75,7 +83,7 @@ def start(
         options,
         settings=session.settings,
         open_log=lambda: session.new_log,
-        open_store=lambda: session.store,
+        open_store=open_store,
         trace_id=session.trace_id,
     )
 

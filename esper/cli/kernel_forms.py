@@ -1,7 +1,7 @@
 """``esper kernel compile``: a compiled form of a kernel is made, or taken from the store, and written to a file.
 
 Belongs here: the command, and whether the forms that the tables name hold. Does not belong here: making forms
-(``esper.blueprints.forming``).
+(``esper.blueprints.forging.forming``).
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ def compile_(
 
     A form that there is already for this toolchain and hardware is taken as it is. One that is refused exits 3.
     """
-    from esper.blueprints.forming import PIPELINES, FormMaker, fetch_form
-    from esper.blueprints.scribe import Scribe
-    from esper.blueprints.workbench import shared_bench
+    from esper.blueprints.bench.workbench import shared_bench
+    from esper.blueprints.forging.forming import PIPELINES, FormMaker, fetch_form
+    from esper.blueprints.forging.scribe import Scribe
     from esper.errors import KernelRefused
     from esper.events.kernel import KernelFormRefused
 
@@ -103,7 +103,7 @@ def _compiled(session: Session, kernel: str) -> Any:
     Raises:
         NotFound: There is no such kernel.
     """
-    from esper.blueprints.history import history_of
+    from esper.blueprints.forging.history import history_of
     from esper.projections.queries import get_kernel
 
     with session.tables.connect() as connection:

@@ -19,7 +19,7 @@ from esper.cli.progress import progress
 from esper.cli.session import Session, session_of
 
 if TYPE_CHECKING:
-    from esper.blueprints.forge import Forge
+    from esper.blueprints.forging.forge import Forge
     from esper.errors import EsperError
 
 Kernels = Annotated[
@@ -49,7 +49,7 @@ def measure(
     as_json: Json = False,
 ) -> None:
     """Measure kernels with the toolchain that is installed, each in a child process, and record what was found."""
-    from esper.blueprints.jobs import toolchain
+    from esper.blueprints.forging.jobs import toolchain
 
     session = session_of(ctx)
     author = author_of(session, by)
@@ -96,8 +96,8 @@ def verify(
 
     What does not hold is named and exits 3.
     """
-    from esper.blueprints.kernel_audit import audit
-    from esper.blueprints.shelf import KernelShelf
+    from esper.blueprints.forging.kernel_audit import audit
+    from esper.blueprints.kernels.shelf import KernelShelf
     from esper.errors import ArtifactDamaged
 
     session = session_of(ctx)
@@ -167,7 +167,7 @@ def _why(row: dict[str, Any], toolchain: str) -> str | None:
 
 
 def _forge(session: Session, sender_id: str) -> Forge:
-    from esper.blueprints.forge import Forge
+    from esper.blueprints.forging.forge import Forge
 
     return Forge(session.log, session.store, sender_id=sender_id, trace_id=session.trace_id, shelf=session.shelf)
 
@@ -211,9 +211,9 @@ def _bad(error: EsperError) -> dict[str, str]:
 
 def _request(session: Session, row: dict[str, Any], reason: str, tool: str, by: str) -> dict[str, Any]:
     """Ask for a measurement, unless it was asked for already."""
-    from esper.blueprints.history import history_of
-    from esper.blueprints.jobs import measurement_event_id
-    from esper.blueprints.scribe import Scribe
+    from esper.blueprints.forging.history import history_of
+    from esper.blueprints.forging.jobs import measurement_event_id
+    from esper.blueprints.forging.scribe import Scribe
     from esper.events.kernel import MeasurementRequested
 
     kernel = history_of(session.log, row["blueprint_id"]).kernels[row["kernel_id"]]
@@ -228,14 +228,14 @@ def _request(session: Session, row: dict[str, Any], reason: str, tool: str, by: 
 
 
 def _claimed(row: dict[str, Any]) -> Any:
-    from esper.blueprints.kernel_audit import Claimed
+    from esper.blueprints.forging.kernel_audit import Claimed
 
     return Claimed(**{name: row[name] for name in Claimed.__struct_fields__})
 
 
 def _quarantine(session: Session, failed: dict[str, list[Any]], sender_id: str) -> list[str]:
     """Quarantine kernels that are themselves to blame, and return their ids."""
-    from esper.blueprints.shelf import quarantine_reason
+    from esper.blueprints.kernels.shelf import quarantine_reason
 
     forge = _forge(session, sender_id)
     taken = []

@@ -16,10 +16,9 @@ import typer
 from esper.cli import output
 from esper.cli.options import Json
 from esper.cli.progress import progress
-from esper.cli.session import Session, session_of
+from esper.cli.session import session_of
 
 if TYPE_CHECKING:
-    from esper.artifacts.signing import SigningKey
     from esper.oona.port import EventLog
     from esper.oona.sealing.checkpoint import Checkpoint
     from esper.oona.sealing.sealed import ArchiveHistory
@@ -78,7 +77,7 @@ def seal(
 
     session = session_of(ctx)
     # Before the log is opened: it reads its own sealed history and must trust a key that is new.
-    key = _signing_key(session)
+    key = session.signing_key
     log = session.log
     if trim:
         require_trimmable(log)
@@ -214,23 +213,6 @@ def restore(
         },
         as_json=as_json,
     )
-
-
-def _signing_key(session: Session) -> SigningKey:
-    """Return the key that signs; the first time it is made."""
-    from esper.artifacts.signing import SigningKey
-
-    path = session.settings.signing_key
-    if path.exists():
-        key = SigningKey.load(path)
-        key.keep_public(path)
-        return key
-    key = SigningKey.create(path)
-    output.message(
-        f"made the signing key {path} (id {key.public.key_id}). Keep a copy of it where nobody else can read it, and "
-        f"give its public half, {path.with_suffix('.pub')}, to whoever is to check what you seal"
-    )
-    return key
 
 
 def _sealed_position(history: ArchiveHistory, event: str) -> int:

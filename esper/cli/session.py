@@ -17,8 +17,9 @@ from esper.cli import output
 if TYPE_CHECKING:
     import typer
 
-    from esper.artifacts import ArtifactStore
-    from esper.artifacts.signing import VerifyKey
+    from esper.artifacts.content import ContentStore
+    from esper.artifacts.signing import SigningKey, VerifyKey
+    from esper.blueprints.kernels.shelf import KernelShelf
     from esper.oona.port import EventLog
     from esper.oona.recording.delivery import Spool
     from esper.oona.sealing.archive import Archive
@@ -137,13 +138,56 @@ class Session:
         return engine
 
     @cached_property
-    def store(self) -> ArtifactStore:
+    def store(self) -> ContentStore:
         """The artifact store."""
         from esper.artifacts import open_store
 
         store = open_store(self.settings.artifacts)
         self._open.callback(store.close)
         return store
+
+    @cached_property
+    def signing_key(self) -> SigningKey:
+        """Your key, made the first time something is to be signed.
+
+        Raises:
+            ConfigError: It can neither be read nor made.
+        """
+        from esper.artifacts.signing import SigningKey
+
+        path = self.settings.signing_key
+        key, new = SigningKey.load_or_create(path)
+        if new:
+            vars(self).pop("trusted", None)
+            output.message(
+                f"made the signing key {path} (id {key.public.key_id}). Keep a copy of it where nobody else can read "
+                f"it, and give its public half, {path.with_suffix('.pub')}, to whoever is to check what you sign; "
+                "`esper artifact key` shows it again"
+            )
+        return key
+
+    @cached_property
+    def shelf(self) -> KernelShelf:
+        """The artifact store as one for kernels: what is put is signed, and what is taken must be by a trusted key.
+
+        Commands that only read take ``KernelShelf(session.store, trusted=session.trusted)``, which makes no key.
+        """
+        from esper.blueprints.kernels.shelf import KernelShelf
+
+        key = self.signing_key
+        return KernelShelf(self.store, key=key, trusted=self.trusted)
+
+    def claim_store(self) -> None:
+        """Leave the log's mark in the store, so that no collection for another log takes what this one's facts name.
+
+        Who writes facts that name artifacts calls it once the log has a fact. A store that is away is no error here.
+
+        Raises:
+            ArtifactError: The store refuses to be written.
+        """
+        from esper.oona.collecting.collect import claim_store
+
+        claim_store(self.store, self.new_log, self.settings.log)
 
     @cached_property
     def trusted(self) -> list[VerifyKey]:
@@ -155,10 +199,14 @@ class Session:
     @cached_property
     def archive(self) -> Archive:
         """The archive of the log's sealed history; it is opened when it is first read."""
+        return self.archive_of(self.settings.log)
+
+    def archive_of(self, url: str) -> Archive:
+        """Return the archive of a log's sealed history, in the same place as that of the settings' log."""
         from esper.oona.open import namespace_of
         from esper.oona.sealing.archive import Archive
 
-        archive = Archive(self.settings.archive, self.trusted, namespace=namespace_of(self.settings.log))
+        archive = Archive(self.settings.archive, self.trusted, namespace=namespace_of(url))
         self._open.callback(archive.close)
         return archive
 

@@ -73,6 +73,14 @@ def told(row: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def for_site(signature: Mapping[str, Any]) -> str:
+    """Return a site signature in a few words: ``conv2d NCHW 16x8x8``."""
+    sizes = "x".join(str(size) for size in (signature.get("channels"), *signature.get("positions", ())))
+    words = [signature.get("kind"), signature.get("rank"), sizes, "causal" if signature.get("causal") else None]
+    dtype = signature.get("dtype")
+    return " ".join(str(word) for word in (*words, None if dtype == "float32" else dtype) if word)
+
+
 def _latest(log: EventLog, known: list[str]) -> str:
     if not known:
         raise NotFound("the log holds no run yet", hint=FIRST_STEP)

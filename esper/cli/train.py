@@ -10,7 +10,7 @@ import typer
 from esper.cli import output
 from esper.cli.options import Json, single
 from esper.cli.session import Session, session_of
-from esper.cli.training import training_progress
+from esper.cli.training import training_progress, workers_of
 
 if TYPE_CHECKING:
     from esper.tolaria.config import RunConfig
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 app = single("Train a task's host, let a policy grow it, and record every fact.")
 
-Task = Annotated[str, typer.Option("--task", "-t", help="digits, mnist1d, impaired, or package.module:Name.")]
+Task = Annotated[
+    str,
+    typer.Option("--task", "-t", help="bytelm, digits, impaired, mnist1d, mnist1d_mlp, or package.module:Name."),
+]
 Steps = Annotated[int | None, typer.Option("--steps", min=1, help="Steps to take; the task's own unless given.")]
 Seed = Annotated[int, typer.Option("--seed", "-s", min=0, help="Seed of data, host, order and decisions.")]
 
@@ -48,7 +51,8 @@ def train(
 ) -> None:
     """Train a task's host, let a policy grow it, and record every fact.
 
-    Ctrl-C stops at the end of the epoch, and --resume goes on from there.
+    Ctrl-C stops at the end of the epoch, and --resume goes on from there. The setting `forge` says whether the run
+    makes its kernels itself (`here`) or waits for those of the handlers tezzeret and urabrask (`workers`).
     """
     session = session_of(ctx)
     if resume is not None:
@@ -95,6 +99,10 @@ def start_run(session: Session, task: str, config: RunConfig, what: str | None =
     """Train a run from its first step, with progress."""
     from esper.tolaria.launch import start
 
+    def on_start(run_id: str) -> None:
+        session.claim_store()
+        output.message(f"run {run_id}")
+
     with training_progress(what or f"training {task}") as on_epoch:
         return start(
             task,
@@ -102,7 +110,10 @@ def start_run(session: Session, task: str, config: RunConfig, what: str | None =
             log=session.new_log,
             store=session.store,
             spool=session.spool,
-            on_start=lambda run_id: output.message(f"run {run_id}"),
+            shelf=session.shelf,
+            kernel_cache_bytes=session.settings.kernel_cache_bytes,
+            workers=workers_of(session.settings),
+            on_start=on_start,
             on_epoch=on_epoch,
         )
 
@@ -114,12 +125,16 @@ def resume_run(session: Session, run: str) -> Trained:
 
     deliver_first(session.spool, session.log)  # the run may be known to the spool alone
     run_id = run_id_of(session, run)
+    session.claim_store()
     with training_progress(f"resuming {run_id}") as on_epoch:
         return resume(
             run_id,
             log=session.log,
             store=session.store,
             spool=session.spool,
+            shelf=session.shelf,
+            kernel_cache_bytes=session.settings.kernel_cache_bytes,
+            workers=workers_of(session.settings),
             on_resume=lambda fact: output.message(
                 f"run {run_id}: attempt {fact.attempt} goes on after step {fact.from_step}; "
                 f"{fact.redone_steps} steps are done again"

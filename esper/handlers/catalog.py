@@ -18,12 +18,35 @@ from typing import TYPE_CHECKING, Any
 from esper.errors import ConfigError, DependencyUnavailable, NotFound
 
 if TYPE_CHECKING:
+    from esper.artifacts.store import ArtifactStore
+    from esper.blueprints.bench.workbench import Limits
     from esper.handlers.runtime.handler import Handler, Service
     from esper.oona.port import EventLog
     from esper.settings import Settings
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 HANDLER, SERVICE = "handler", "service"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a shipped handler is made of.
+
+    Attributes:
+        log: The log it follows.
+        store: The artifact store.
+        settings: Where everything else is.
+        member: Name of this process among the handler's.
+        ttl_s: How long a lease lasts without renewal.
+        concurrency: Streams whose events are handled at the same time.
+    """
+
+    log: EventLog
+    store: ArtifactStore
+    settings: Settings
+    member: str
+    ttl_s: float
+    concurrency: int = 1
 
 
 @dataclass(frozen=True)
@@ -35,31 +58,63 @@ class Shipped:
         kind: ``handler``, which reacts to events and can have any number of members at work, or ``service``, of which
             one works and the others stand by.
         what: One line for people.
-        make: Makes it, of the log, the settings, the member's name and the seconds a lease lasts.
+        make: Makes it.
     """
 
     name: str
     kind: str
     what: str
-    make: Callable[[EventLog, Settings, str, float], Any]
+    make: Callable[[Setup], Any]
 
 
-def _projector(log: EventLog, settings: Settings, member: str, ttl_s: float) -> Service:
+def _projector(setup: Setup) -> Service:
     from esper.handlers.projector import ProjectorService
 
-    return ProjectorService(log, settings.db, member=member, ttl_s=ttl_s)
+    return ProjectorService(setup.log, setup.settings.db, member=setup.member, ttl_s=setup.ttl_s)
 
 
-def _sealer(log: EventLog, settings: Settings, member: str, ttl_s: float) -> Service:
+def _sealer(setup: Setup) -> Service:
     from esper.handlers.sealer import SealerService
 
-    return SealerService(log, settings, member=member, ttl_s=ttl_s)
+    return SealerService(setup.log, setup.settings, member=setup.member, ttl_s=setup.ttl_s)
 
 
-def _verifier(*_: object) -> Handler:
+def _verifier(_: Setup) -> Handler:
     from esper.handlers.blueprint_verifier import BlueprintVerifier
 
     return BlueprintVerifier()
+
+
+def _tezzeret(setup: Setup) -> Handler:
+    from esper.blueprints.kernels.shelf import KernelShelf
+    from esper.handlers.tezzeret.handler import Tezzeret
+
+    # Opened here, so that a key that cannot be used is told at the start.
+    shelf = KernelShelf.open(setup.store, setup.settings.signing_key, setup.settings.trusted_keys)
+    return Tezzeret(
+        setup.log,
+        lambda _: shelf,
+        member=setup.member,
+        jobs=setup.concurrency,
+        limits=_limits(setup.settings),
+    )
+
+
+def _urabrask(setup: Setup) -> Handler:
+    from esper.blueprints.kernels.shelf import KernelShelf
+    from esper.handlers.urabrask import Urabrask
+
+    shelf = KernelShelf.open(setup.store, setup.settings.signing_key, setup.settings.trusted_keys)
+    handler = Urabrask(setup.log, lambda _: shelf, limits=_limits(setup.settings))
+    handler.request_outdated()
+    return handler
+
+
+def _limits(settings: Settings) -> Limits:
+    """Return what one job in a child process may take."""
+    from esper.blueprints.bench.workbench import Limits
+
+    return Limits(wall_s=settings.work_wall_s, memory_bytes=settings.work_memory_bytes)
 
 
 SHIPPED: dict[str, Shipped] = {
@@ -68,6 +123,8 @@ SHIPPED: dict[str, Shipped] = {
         Shipped("projector", SERVICE, "Keeps the tables in step with the log.", _projector),
         Shipped("sealer", SERVICE, "Seals history, so that what could be rewritten unnoticed stays bounded.", _sealer),
         Shipped("blueprint-verifier", HANDLER, "Rejects submitted blueprints that break a static rule.", _verifier),
+        Shipped("tezzeret", HANDLER, "Compiles submitted blueprints into kernels, in child processes.", _tezzeret),
+        Shipped("urabrask", HANDLER, "Measures every kernel in a child process and gives its verdict.", _urabrask),
     )
 }
 

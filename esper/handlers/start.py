@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from esper.handlers.catalog import SERVICE, SHIPPED, load_handler
-from esper.handlers.runtime.daemon import Daemon, Work
+from esper.handlers.catalog import SERVICE, SHIPPED, Setup, load_handler
+from esper.handlers.runtime.daemon import Daemon
 from esper.handlers.runtime.health import Health, Pages
 from esper.handlers.runtime.members import Membership
+from esper.handlers.runtime.presence import Work
 from esper.handlers.runtime.service import ServiceLoop
 from esper.handlers.runtime.worker import Worker
 from esper.metrics import LOG_MEMORY_BYTES, LOG_MEMORY_LIMIT_BYTES
@@ -99,9 +100,17 @@ def prepare(
         raise
 
     def make() -> Work:
+        setup = Setup(
+            log=log,
+            store=store,
+            settings=settings,
+            member=options.member,
+            ttl_s=options.ttl_s,
+            concurrency=options.concurrency,
+        )
         if shipped is not None and shipped.kind == SERVICE:
-            return ServiceLoop(shipped.make(log, settings, options.member, options.ttl_s))
-        handler: Handler = own or SHIPPED[name].make(log, settings, options.member, options.ttl_s)
+            return ServiceLoop(shipped.make(setup))
+        handler: Handler = own or SHIPPED[name].make(setup)
         consumer = Consumer(
             log,
             group=handler.name,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from esper.blueprints.canonical import canonical_json
-from esper.blueprints.kernel import Kernel
+from esper.blueprints.kernels.kernel import Kernel
 from esper.errors import GrowthError
 from esper.metrics import (
     KERNEL_CACHE_BYTES,

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils import _pytree
 
-from esper.blueprints.build import folded_weight
+from esper.blueprints.kernels.build import folded_weight
 from esper.errors import GrowthError
 from esper.events.lifecycle import SeedState
 from esper.events.seed import SeedFolded

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esper.artifacts import open_store
-from esper.blueprints.forge import Forge
-from esper.blueprints.shelf import KernelShelf
+from esper.blueprints.forging.forge import Forge
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import ConfigError, LogError
 from esper.events.run import RunPaused, RunResumed, RunStarted
 from esper.ids import new_run_id, new_trace_id

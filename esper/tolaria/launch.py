@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
 from torch import nn
 
+from esper.artifacts.signing import SigningKey
 from esper.artifacts.store import ArtifactStore
-from esper.blueprints.forge import Forge
+from esper.blueprints.forging.forge import Forge
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import ConfigError, TrainingError
 from esper.events.run import RunResumed, RunStarted
 from esper.ids import new_run_id, new_trace_id
@@ -27,10 +29,12 @@ from esper.tamiyo import KernelOption, Policy, make_policy
 from esper.tolaria import determinism, provenance
 from esper.tolaria.config import CONFIG_VERSION, RunConfig, check, from_plain, to_plain
 from esper.tolaria.controller import MakePolicy
-from esper.tolaria.offers import forge_kernels, offered_blueprints
+from esper.tolaria.offers import Maker, forge_kernels, offered_blueprints
+from esper.tolaria.orders import Order, Workers
 from esper.tolaria.recorded import recorded_run
 from esper.tolaria.session import Session
 from esper.tolaria.sink import RecordingSink
+from esper.tolaria.supply import CACHE_BYTES, KernelSupply
 from esper.tolaria.task import load_task
 from esper.tolaria.trainer import prepare, train
 
@@ -52,6 +56,9 @@ def start(
     log: EventLog,
     store: ArtifactStore,
     spool: Spool | None = None,
+    shelf: KernelShelf | None = None,
+    kernel_cache_bytes: int = CACHE_BYTES,
+    workers: Workers | None = None,
     run_id: str | None = None,
     on_start: Callable[[str], None] | None = None,
     on_epoch: Callable[[Session], None] | None = None,
@@ -64,6 +71,9 @@ def start(
         log: Where the facts go.
         store: Where checkpoints and kernels go.
         spool: Where facts wait while the log cannot be reached, so that training goes on; None stops the run then.
+        shelf: The store as one for kernels, with the keys that sign and are trusted; without keys when left out.
+        kernel_cache_bytes: Most bytes of kernels to keep in memory.
+        workers: Where kernels are made by handlers, which are asked and waited for; None makes them in this process.
         run_id: The run's id; a fresh one when left out.
         on_start: Called with the run's id once its first fact is durable.
         on_epoch: Called after each epoch, for progress.
@@ -85,10 +95,12 @@ def start(
     seeds = determinism.seeds_of(config.seed)
     determinism.seed_all(seeds["run"])
     prepared = prepare(task, config, seeds)
-    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
+    shelf = shelf or KernelShelf(store)
+    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id, shelf=shelf)
     with (
         bound(run_id=run_id, trace_id=trace_id),
         Recorder(log, sender_id="tolaria", trace_id=trace_id, spool=spool) as recorder,
+        supply_of(forge, shelf, kernel_cache_bytes) as supply,
     ):
         sink = RecordingSink(recorder, run_id)
         sink.emit(
@@ -108,8 +120,10 @@ def start(
                 sink=sink,
                 store=store,
                 make_policy=chooser,
-                kernels=lambda growth: forge_kernels(growth, config, forge, log),
-                load_kernel=lambda kernel_id: forge.load(kernel_id)[1],
+                kernels=lambda growth: forge_kernels(
+                    growth, config, maker_of(forge, workers, log, shelf, trace_id, stop), log
+                ),
+                supply=supply,
                 run_seed=seeds["growth"],
                 on_epoch=on_epoch,
                 stop=stop,
@@ -123,6 +137,9 @@ def resume(
     log: EventLog,
     store: ArtifactStore,
     spool: Spool | None = None,
+    shelf: KernelShelf | None = None,
+    kernel_cache_bytes: int = CACHE_BYTES,
+    workers: Workers | None = None,
     on_resume: Callable[[RunResumed], None] | None = None,
     on_epoch: Callable[[Session], None] | None = None,
 ) -> Trained:
@@ -133,6 +150,9 @@ def resume(
         log: The log that has its facts.
         store: The store that has its checkpoints.
         spool: As for ``start``; what earlier processes left there is delivered first.
+        shelf: As for ``start``.
+        kernel_cache_bytes: As for ``start``.
+        workers: As for ``start``; only a run that has no checkpoint yet needs them.
         on_resume: Called with the fact that says what is done again.
         on_epoch: Called after each epoch, for progress.
 
@@ -164,10 +184,12 @@ def resume(
             hint="restore the data, or start a new run",
         )
     checkpoint = None if known.checkpoint is None else store.get(known.checkpoint.digest)
-    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id)
+    shelf = shelf or KernelShelf(store)
+    forge = Forge(log, store, sender_id="tolaria", trace_id=trace_id, shelf=shelf)
     with (
         bound(run_id=run_id, trace_id=trace_id),
         Recorder(log, sender_id="tolaria", trace_id=trace_id, spool=spool) as recorder,
+        supply_of(forge, shelf, kernel_cache_bytes, known.outcomes) as supply,
     ):
         sink = RecordingSink(recorder, run_id, attempt=known.attempts + 1, version=known.version)
         resumed = known.resumption("resumed after the earlier attempt stopped")
@@ -183,14 +205,42 @@ def resume(
                 sink=sink,
                 store=store,
                 make_policy=chooser,
-                kernels=lambda growth: known.kernels or forge_kernels(growth, config, forge, log),
-                load_kernel=lambda kernel_id: forge.load(kernel_id)[1],
+                kernels=lambda growth: (
+                    known.kernels
+                    or forge_kernels(growth, config, maker_of(forge, workers, log, shelf, trace_id, stop), log)
+                ),
+                supply=supply,
                 run_seed=seeds["growth"],
                 checkpoint=checkpoint,
                 on_epoch=on_epoch,
                 stop=stop,
             )
     return Trained(run_id, model, log.head().position)
+
+
+def maker_of(
+    forge: Forge,
+    workers: Workers | None,
+    log: EventLog,
+    shelf: KernelShelf,
+    trace_id: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> Maker:
+    """Return what makes a run's kernels: its own forge, or an order to workers."""
+    if workers is None:
+        return forge
+    return Order(log, shelf, forge, workers, sender_id="tolaria", trace_id=trace_id, stop=stop)
+
+
+def supply_of(forge: Forge, shelf: KernelShelf, max_bytes: int, outcomes: Iterable[str | None] = ()) -> KernelSupply:
+    """Return the kernels of a run: from its shelf, and bad ones reported through its forge."""
+    return KernelSupply(shelf.get, max_bytes=max_bytes, put_aside=forge.quarantine, outcomes=outcomes)
+
+
+def tell_new_key(key: SigningKey) -> None:
+    """Say that a signing key was made, to who runs a loop of their own."""
+    told = "made a signing key; keep a copy of its file, and give its public half to whoever is to trust your kernels"
+    get_logger("tolaria").warning(told, key_id=key.public.key_id)
 
 
 def deliver_first(spool: Spool | None, log: EventLog) -> None:

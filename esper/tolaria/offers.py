@@ -1,15 +1,16 @@
 """What a run may graft: the blueprints it is offered, built and measured for the host's sites.
 
 Belongs here: choosing blueprints by the run's configuration, and their kernels by site. Does not belong here: building
-and measuring (``esper.blueprints.forge``) or choosing among kernels (``esper.tamiyo``).
+and measuring (``esper.blueprints.forging.forge``) or choosing among kernels (``esper.tamiyo``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from esper.blueprints.forge import Forge
-from esper.blueprints.ir import Blueprint, parse
+from esper.blueprints.forging.forge import KernelRef
+from esper.blueprints.ir import Blueprint, SiteSignature, parse
 from esper.blueprints.library import load_library
 from esper.errors import NotFound
 from esper.events import fact_of
@@ -23,8 +24,16 @@ from esper.tolaria.config import RunConfig
 _ON_REQUEST = frozenset({"noop"})
 
 
-def forge_kernels(growth: Growth, config: RunConfig, forge: Forge, log: EventLog) -> dict[str, list[KernelOption]]:
-    """Compile and measure what fits the sites, and return the validated kernels by site, smallest name first."""
+class Maker(Protocol):
+    """Sees to it that there are kernels: a ``Forge`` in the run's own process, or an ``Order`` to workers."""
+
+    def ensure(self, signatures: Sequence[SiteSignature], blueprints: Sequence[Blueprint]) -> list[KernelRef]:
+        """Return a validated kernel for every blueprint at every signature it fits."""
+        ...
+
+
+def forge_kernels(growth: Growth, config: RunConfig, forge: Maker, log: EventLog) -> dict[str, list[KernelOption]]:
+    """Have made and measured what fits the sites, and return the validated kernels by site, smallest name first."""
     blueprints = offered_blueprints(config, log)
     references = forge.ensure([site.signature for site in growth.sites.values()], blueprints)
     return {
@@ -67,7 +76,7 @@ def _submitted(log: EventLog) -> dict[str, Blueprint]:
         for envelope in iterate_stream(log, stream):
             fact = fact_of(envelope)
             if isinstance(fact, BlueprintSubmitted):
-                submitted = fact
+                submitted, retired = fact, False
             retired = retired or isinstance(fact, BlueprintRetired)
         if submitted is not None and not retired:
             found[submitted.name] = parse(submitted.architecture_ir)

@@ -15,8 +15,8 @@ from torch import nn
 
 from esper.blueprints.cost import rate_factor
 from esper.blueprints.ir import SiteSignature
-from esper.blueprints.kernel import Kernel, load_module
-from esper.blueprints.shelf import quarantine_reason
+from esper.blueprints.kernels.kernel import Kernel, load_module
+from esper.blueprints.kernels.shelf import quarantine_reason
 from esper.errors import EsperError, KernelRefused, LogUnavailable
 from esper.kasmina.cache import KernelCache
 from esper.logs import get_logger

@@ -15,15 +15,15 @@ import torch
 from msgspec import convert
 from msgspec.structs import replace
 
-from esper.blueprints.build import build, example_input, output_shape
 from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.document import MAX_BYTES
 from esper.blueprints.ir import Blueprint, SiteSignature, parse
-from esper.blueprints.kernel import decode_kernel, encode_kernel, load_module
+from esper.blueprints.kernels.build import build, example_input, output_shape
+from esper.blueprints.kernels.kernel import decode_kernel, encode_kernel, load_module
+from esper.blueprints.kernels.structure import check_structure
 from esper.blueprints.kinds import KINDS
 from esper.blueprints.ops import OPS
 from esper.blueprints.rules import RULES
-from esper.blueprints.structure import check_structure
 from esper.blueprints.templates import TEMPLATES
 from esper.blueprints.verify import verify
 from esper.errors import BlueprintInvalid

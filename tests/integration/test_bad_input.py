@@ -16,8 +16,8 @@ import msgspec
 import pytest
 from cli_support import Esper
 
-from esper.blueprints.forge import Forge
-from esper.blueprints.shelf import KernelShelf
+from esper.blueprints.forging.forge import Forge
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import (
     ArtifactDamaged,
     ArtifactError,

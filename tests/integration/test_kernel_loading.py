@@ -14,7 +14,7 @@ from servers import S3Server
 
 from esper.artifacts import ArtifactStore, open_store
 from esper.artifacts.signing import SigningKey
-from esper.blueprints.shelf import KernelShelf
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import ArtifactStoreUnavailable
 from esper.events import Event, Fact, fact_of
 from esper.events.decision import DecisionExecuted, DecisionMade

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from random_graphs import Document, random_graph
 from torch import nn
 
-from esper.blueprints.build import build
 from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.claims import with_claims
 from esper.blueprints.cost import parameters
 from esper.blueprints.ir import Blueprint, Node, SiteSignature, parse
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.structure import check_structure
 from esper.blueprints.kinds import KINDS
 from esper.blueprints.ops import OPS
-from esper.blueprints.structure import check_structure
 from esper.blueprints.verify import verify
 from esper.errors import BlueprintInvalid
 

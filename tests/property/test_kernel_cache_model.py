@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from esper.blueprints.ir import SiteSignature
-from esper.blueprints.kernel import Kernel, Manifest
+from esper.blueprints.kernels.kernel import Kernel, Manifest
 from esper.blueprints.library import load_library
 from esper.errors import ArtifactMissing
 from esper.kasmina.cache import KernelCache, size_of

@@ -17,21 +17,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from esper.blueprints.build import build, example_input, folded_weight, output_shape
 from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.cost import flops, parameters
 from esper.blueprints.foldable import width_activation
 from esper.blueprints.ir import Blueprint, SiteSignature, parse
-from esper.blueprints.kernel import (
+from esper.blueprints.kernels.build import build, example_input, folded_weight, output_shape
+from esper.blueprints.kernels.kernel import (
     decode_kernel,
     encode_kernel,
     kernel_id,
     kernel_seed,
     load_module,
 )
+from esper.blueprints.kernels.operators import DRAWERS
 from esper.blueprints.kinds import KINDS
 from esper.blueprints.library import load_library
-from esper.blueprints.operators import DRAWERS
 from esper.blueprints.ops import OPS
 from esper.blueprints.verify import fits, verify
 from esper.errors import BlueprintInvalid, KernelRefused

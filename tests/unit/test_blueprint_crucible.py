@@ -15,12 +15,12 @@ import torch
 from broken_graphs import with_layer
 from torch import nn
 
-from esper.blueprints.build import build
 from esper.blueprints.claims import with_claims
-from esper.blueprints.crucible import characterize
 from esper.blueprints.ir import Blueprint, SiteSignature, parse
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.crucible import characterize
+from esper.blueprints.kernels.timing import LATENCY_RUNS, baseline_of, peak_memory_bytes
 from esper.blueprints.library import load_library
-from esper.blueprints.timing import LATENCY_RUNS, baseline_of, peak_memory_bytes
 from esper.blueprints.verify import fits
 
 LIBRARY = load_library()

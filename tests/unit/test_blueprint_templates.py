@@ -9,10 +9,10 @@ import msgspec
 import pytest
 import torch
 
-from esper.blueprints.build import build, example_input
 from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.cost import parameters
 from esper.blueprints.ir import SiteSignature, parse
+from esper.blueprints.kernels.build import build, example_input
 from esper.blueprints.verify import fits, verify
 from esper.errors import BlueprintInvalid
 

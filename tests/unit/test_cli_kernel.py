@@ -11,10 +11,10 @@ import pytest
 from cli_support import Esper
 
 from esper.artifacts import LocalStore
-from esper.blueprints.forge import Forge
+from esper.blueprints.bench.workbench import Workbench, shared_bench
+from esper.blueprints.forging.forge import Forge
 from esper.blueprints.ir import SiteSignature
 from esper.blueprints.library import load_library
-from esper.blueprints.workbench import Workbench, shared_bench
 from esper.events import Event, fact_of
 from esper.events.kernel import KernelCharacterized, KernelCompiled, KernelRejected, KernelValidated
 from esper.ids import new_event_id

@@ -9,11 +9,11 @@ import pytest
 from builders import append
 
 from esper.artifacts.users import users_of
-from esper.blueprints.build import build
 from esper.blueprints.ir import SiteSignature
-from esper.blueprints.kernel import encode_kernel, kernel_seed
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.kernel import encode_kernel, kernel_seed
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.blueprints.library import load_library
-from esper.blueprints.shelf import KernelShelf
 from esper.cli.session import Session
 from esper.events.operator import NoteAdded
 

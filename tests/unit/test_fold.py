@@ -10,7 +10,7 @@ import torch
 from growing import HOSTS, Facts, Lora, branch, loss_of, make, reads_of
 from torch import nn
 
-from esper.blueprints.build import build
+from esper.blueprints.kernels.build import build
 from esper.blueprints.library import load_library
 from esper.errors import GrowthError
 from esper.events.decision import Schedule

@@ -3,30 +3,66 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from msgspec.structs import replace
 
 from esper.artifacts.memory import MemoryStore
-from esper.blueprints.build import example_input
+from esper.artifacts.signatures import verify_signed
+from esper.artifacts.signing import SigningKey
+from esper.blueprints.bench.workbench import Limits, Workbench
 from esper.blueprints.canonical import blueprint_id, canonical_json
-from esper.blueprints.forge import Forge
-from esper.blueprints.ir import SiteSignature
+from esper.blueprints.forging.forge import Forge
+from esper.blueprints.forging.jobs import (
+    characterized_event_id,
+    compiled_event_id,
+    failed_event_id,
+    hardware,
+    job_id,
+    toolchain,
+    verdict_event_id,
+)
+from esper.blueprints.ir import Blueprint, SiteSignature, parse
+from esper.blueprints.kernels.build import build, example_input
+from esper.blueprints.kernels.kernel import encode_kernel, kernel_seed
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.blueprints.library import load_library
-from esper.errors import ArtifactMissing, BlueprintInvalid, KernelRefused, NotFound
+from esper.errors import (
+    ArtifactDamaged,
+    ArtifactMissing,
+    ArtifactStoreUnavailable,
+    BlueprintInvalid,
+    KernelRefused,
+    NotFound,
+    SignatureInvalid,
+    WorkFailed,
+)
 from esper.events import Event, Fact, fact_of
 from esper.events.blueprint import BlueprintRejected, BlueprintRetired, BlueprintSubmitted
-from esper.events.kernel import KernelCharacterized, KernelCompiled, KernelRejected, KernelValidated
+from esper.events.kernel import (
+    CompilationFailed,
+    KernelCharacterized,
+    KernelCompiled,
+    KernelQuarantined,
+    KernelRejected,
+    KernelTagged,
+    KernelValidated,
+    MeasurementRequested,
+)
 from esper.ids import derived_id
 from esper.oona.memory import MemoryLog
 from esper.oona.port import ANY
 
 LIBRARY = load_library()
 LINEAR = SiteSignature(kind="linear", rank="NC", channels=16, in_channels=8, positions=(), causal=False)
+FORGED = ["BlueprintSubmitted", "KernelCompiled", "KernelCharacterized", "KernelValidated", "KernelTagged"]
 CONV = SiteSignature(kind="conv2d", rank="NCHW", channels=8, in_channels=3, positions=(6, 6), causal=False)
 
 
@@ -95,11 +131,12 @@ def test_a_kernel_goes_from_submitted_to_validated_with_its_raw_numbers_stored(
     forge: Forge, log: MemoryLog, store: MemoryStore
 ) -> None:
     [ref] = forge.ensure([LINEAR], [LIBRARY["res_mlp"]])
-    submitted, compiled, characterized, validated = facts(log)
+    submitted, compiled, characterized, validated, tagged = facts(log)
     assert isinstance(submitted, BlueprintSubmitted)
     assert isinstance(compiled, KernelCompiled)
     assert isinstance(characterized, KernelCharacterized)
     assert isinstance(validated, KernelValidated)
+    assert isinstance(tagged, KernelTagged)
     assert compiled.kernel_id == ref.kernel_id == characterized.kernel_id == validated.kernel_id
     assert compiled.size_bytes == store.size(bytes.fromhex(ref.kernel_id))
     assert (ref.parameters, ref.flops) == (compiled.parameters, compiled.flops) == (16 * 8 * 2 + 8 + 48, 4 * 128)
@@ -107,8 +144,17 @@ def test_a_kernel_goes_from_submitted_to_validated_with_its_raw_numbers_stored(
     assert raw["checks"] == characterized.checks
     assert all(characterized.checks.values())
     ids = [envelope.event_id for envelope in log.read()]
-    assert ids[1:3] == [derived_id("kernel", ref.kernel_id, what) for what in ("compiled", "characterized")]
-    assert [envelope.causation_id for envelope in log.read()] == [None, ids[0], ids[1], ids[1]]
+    used = toolchain()
+    assert ids[1:4] == [
+        compiled_event_id(ref.kernel_id),
+        characterized_event_id(ref.kernel_id, used),
+        verdict_event_id(ref.kernel_id, used),
+    ]
+    assert [envelope.causation_id for envelope in log.read()] == [None, ids[0], ids[1], ids[1], ids[1]]
+    assert (compiled.toolchain, characterized.toolchain, raw["toolchain"]) == (used, used, used)
+    assert compiled.hardware == characterized.hardware == raw["hardware"] == hardware()
+    assert tagged.measurements_digest == validated.measurements_digest
+    assert "small" in tagged.thresholds
 
 
 def test_ensure_serves_each_site_with_what_fits_it_and_equal_sites_once(forge: Forge, log: MemoryLog) -> None:
@@ -126,6 +172,7 @@ def test_ensure_serves_each_site_with_what_fits_it_and_equal_sites_once(forge: F
         "KernelCompiled": 5,
         "KernelCharacterized": 5,
         "KernelValidated": 5,
+        "KernelTagged": 5,
     }
 
 
@@ -173,7 +220,7 @@ def test_a_forge_that_stopped_between_compiling_and_measuring_goes_on_there(log:
         Forge(log, StopsAtSecondKernelFact(), sender_id="a", trace_id="d" * 32).ensure([LINEAR], [LIBRARY["affine"]])
     assert names(log) == ["BlueprintSubmitted", "KernelCompiled"]
     [ref] = Forge(log, store, sender_id="b", trace_id="d" * 32).ensure([LINEAR], [LIBRARY["affine"]])
-    assert names(log) == ["BlueprintSubmitted", "KernelCompiled", "KernelCharacterized", "KernelValidated"]
+    assert names(log) == FORGED
     assert ref.kernel_id == facts(log)[1].kernel_id
 
 
@@ -196,7 +243,7 @@ def test_the_verdict_that_came_first_wins_and_ours_is_dropped(forge: Forge, log:
                 )
                 event = Event(
                     fact=verdict,
-                    event_id=derived_id("kernel", kernel.kernel_id, "verdict"),
+                    event_id=verdict_event_id(kernel.kernel_id, toolchain()),
                     sender_id="urabrask",
                     trace_id="f" * 32,
                 )
@@ -206,26 +253,6 @@ def test_the_verdict_that_came_first_wins_and_ours_is_dropped(forge: Forge, log:
     overtaken = Forge(log, Overtaken(), sender_id="y", trace_id="e" * 32)
     assert overtaken.ensure([LINEAR], [LIBRARY["affine"]]) == []
     assert names(log) == ["BlueprintSubmitted", "KernelCompiled", "KernelRejected"]
-
-
-def test_a_kernel_that_fails_a_check_is_rejected_left_out_and_not_measured_again(forge: Forge, log: MemoryLog) -> None:
-    wide = SiteSignature(kind="linear", rank="NC", channels=2048, in_channels=8, positions=(), causal=False)
-    assert forge.ensure([wide], [LIBRARY["res_mlp"]]) == []
-    rejected = facts(log)[-1]
-    assert isinstance(rejected, KernelRejected)
-    assert rejected.failed == ["jump_adam"]
-    written = log.head()
-    assert forge.ensure([wide], [LIBRARY["res_mlp"]]) == []
-    assert log.head() == written
-
-
-def test_a_compilation_that_fails_is_noted_and_not_tried_again(
-    forge: Forge, log: MemoryLog, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("esper.blueprints.kernel.MAX_BYTES", 100)
-    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == []
-    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == []
-    assert names(log) == ["BlueprintSubmitted", "CompilationFailed"]
 
 
 def test_a_retired_blueprint_is_offered_no_longer_but_its_kernels_still_load(forge: Forge, log: MemoryLog) -> None:
@@ -284,3 +311,325 @@ def test_the_whole_library_over_the_sites_of_a_host_takes_a_few_seconds(forge: F
     refs = forge.ensure(sites, list(LIBRARY.values()))
     assert len(refs) >= 16
     assert time.process_time() - start < 10
+
+
+@pytest.fixture(scope="module")
+def rough_bench() -> Iterator[Workbench]:
+    """A bench at which blueprints misbehave as their names say; see ``tests.forge_tasks``."""
+    made = Workbench(Limits(wall_s=2.0, memory_bytes=128 << 20), tasks="tests.forge_tasks")
+    yield made
+    made.close()
+
+
+def named(name: str) -> Blueprint:
+    """Return the blueprint ``affine`` under another name."""
+    return parse(canonical_json(LIBRARY["affine"]).replace('"id":"affine"', f'"id":"{name}"'))
+
+
+def precompiled(log: MemoryLog, store: MemoryStore, blueprint: Blueprint) -> Blueprint:
+    """Compile a blueprint here, and say so as its compiler would."""
+    identity = blueprint_id(blueprint)
+    data = encode_kernel(blueprint, LINEAR, build(blueprint, LINEAR, seed=kernel_seed(blueprint, LINEAR)))
+    kernel = store.put(data).hex()
+    fact = KernelCompiled(
+        blueprint_id=identity,
+        kernel_id=kernel,
+        signature=msgspec.to_builtins(LINEAR),
+        symbols={"C": 16, "P": 1},
+        parameters=32,
+        flops=32,
+        size_bytes=len(data),
+        compile_seconds=0.1,
+        toolchain=toolchain(),
+    )
+    Forge(log, store, sender_id="karn", trace_id="a" * 32).submit(canonical_json(blueprint).encode(), "karn")
+    event = Event(fact=fact, event_id=compiled_event_id(kernel), sender_id="tezzeret", trace_id="b" * 32)
+    log.append([event], stream=fact.stream, expected=ANY)
+    return blueprint
+
+
+@pytest.mark.parametrize(
+    ("what", "check", "said"),
+    [
+        ("never_ends", "time_limit", "took more than 2 s"),
+        ("takes_memory", "memory_limit", ""),
+        ("forks", "forked", "processes"),
+        ("dies", "died", "exit code 9"),
+        ("raises", "error", "ArithmeticError: nobody expected this"),
+    ],
+)
+def test_a_kernel_whose_measurement_breaks_a_limit_is_rejected_with_a_record_and_the_others_go_on(
+    log: MemoryLog, store: MemoryStore, rough_bench: Workbench, what: str, check: str, said: str
+) -> None:
+    bad, good = (precompiled(log, store, named(name)) for name in (f"{what}_in_measure", "good"))
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32, bench=rough_bench)
+    assert [ref.name for ref in forge.ensure([LINEAR], [bad, good])] == ["good"]
+    rejected = next(fact for fact in facts(log) if isinstance(fact, KernelRejected))
+    characterized = next(fact for fact in facts(log) if isinstance(fact, KernelCharacterized))
+    assert (rejected.blueprint_id, rejected.failed) == (blueprint_id(bad), [check])
+    assert (characterized.checks, characterized.latency_p50_s) == ({check: False}, None)
+    raw = json.loads(store.get(rejected.measurements_digest))
+    assert raw["checks"] == {check: False}
+    assert said in raw["message"]
+    assert (raw["limits"]["wall_s"], raw["toolchain"]) == (2.0, toolchain())
+    # A process may have been killed by somebody else: only what kills it twice is to blame.
+    assert raw["work"] == {"attempts": 2 if what == "dies" else 1}
+    written = log.head()
+    assert [ref.name for ref in forge.ensure([LINEAR], [bad, good])] == ["good"]
+    assert log.head() == written
+
+
+def test_a_kernel_that_fails_a_check_is_rejected_left_out_and_not_measured_again(
+    log: MemoryLog, store: MemoryStore, rough_bench: Workbench
+) -> None:
+    bad = precompiled(log, store, named("yields_nan_in_measure"))
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32, bench=rough_bench)
+    assert forge.ensure([LINEAR], [bad]) == []
+    characterized, rejected = facts(log)[-2:]
+    assert isinstance(characterized, KernelCharacterized)
+    assert isinstance(rejected, KernelRejected)
+    assert rejected.failed == ["finite_float32"]
+    assert math.isnan(characterized.numbers["jump_adam"])
+    written = log.head()
+    assert forge.ensure([LINEAR], [bad]) == []
+    assert log.head() == written
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "reason"),
+    [
+        ("never_ends", "WorkFailed", "time_limit"),
+        ("takes_memory", "WorkFailed", "memory_limit"),
+        ("forks", "WorkFailed", "forked"),
+        ("dies", "WorkFailed", "died"),
+        ("raises", "WorkFailed", "error"),
+        ("is_refused", "KernelRefused", None),
+    ],
+)
+def test_a_compilation_that_fails_is_noted_with_its_reason_and_not_tried_again(
+    log: MemoryLog, store: MemoryStore, rough_bench: Workbench, what: str, error: str, reason: str | None
+) -> None:
+    bad, good = named(f"{what}_in_compile"), precompiled(log, store, named("good"))
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32, bench=rough_bench)
+    assert [ref.name for ref in forge.ensure([LINEAR], [bad, good])] == ["good"]
+    [failed] = [envelope for envelope in log.read() if envelope.type == "CompilationFailed"]
+    fact = fact_of(failed)
+    assert isinstance(fact, CompilationFailed)
+    assert (fact.error, fact.reason) == (error, reason)
+    assert fact.job_id == job_id(blueprint_id(bad), LINEAR)
+    assert failed.event_id == failed_event_id(fact.job_id)
+    written = log.head()
+    assert [ref.name for ref in forge.ensure([LINEAR], [bad, good])] == ["good"]
+    assert log.head() == written
+
+
+def of_another_toolchain(log: MemoryLog) -> MemoryLog:
+    """Return a log as an Esper with another torch would have written it."""
+    other = MemoryLog()
+    for envelope in log.read():
+        fact = fact_of(envelope)
+        if isinstance(fact, KernelCharacterized | KernelCompiled):
+            fact = replace(fact, toolchain="torch 2.0.0")
+        event = Event(fact=fact, event_id=envelope.event_id[::-1], sender_id="old", trace_id="b" * 32)
+        other.append([event], stream=fact.stream, expected=ANY)
+    return other
+
+
+def test_a_kernel_that_was_judged_with_another_toolchain_is_measured_again_and_once(
+    forge: Forge, log: MemoryLog, store: MemoryStore
+) -> None:
+    first = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    old = of_another_toolchain(log)
+    again = Forge(old, store, sender_id="new", trace_id="c" * 32)
+    assert again.ensure([LINEAR], [LIBRARY["affine"]]) == first
+    assert names(old)[5:] == ["KernelCharacterized", "KernelValidated", "KernelTagged"]
+    assert facts(old)[5].toolchain == toolchain()
+    written = old.head()
+    assert again.ensure([LINEAR], [LIBRARY["affine"]]) == first
+    assert old.head() == written
+
+
+@pytest.mark.parametrize(("compiled_with", "measured_again"), [(None, False), ("torch 2.0.0", True)])
+def test_measurements_that_do_not_say_their_toolchain_are_of_that_which_compiled(
+    forge: Forge, log: MemoryLog, store: MemoryStore, compiled_with: str | None, measured_again: bool
+) -> None:
+    forge.ensure([LINEAR], [LIBRARY["affine"]])
+    old = MemoryLog()
+    for envelope in log.read():
+        fact = fact_of(envelope)
+        if isinstance(fact, KernelCompiled) and compiled_with is not None:
+            fact = replace(fact, toolchain=compiled_with)
+        if isinstance(fact, KernelCharacterized):
+            fact = replace(fact, toolchain=None, hardware=None)
+        event = Event(fact=fact, event_id=envelope.event_id[::-1], sender_id="old", trace_id="b" * 32)
+        old.append([event], stream=fact.stream, expected=ANY)
+    Forge(old, store, sender_id="new", trace_id="c" * 32).ensure([LINEAR], [LIBRARY["affine"]])
+    assert ("KernelCharacterized" in names(old)[5:]) == measured_again
+
+
+class Tampered(MemoryStore):
+    """A store of which one artifact can be changed behind its back."""
+
+    def tamper(self, kernel_id: str) -> None:
+        name = next(name for name in self.shelf.names() if kernel_id in name)
+        data = bytearray(self.shelf.get(name) or b"")
+        data[len(data) // 2] ^= 1
+        self.shelf.replace(name, bytes(data))
+
+
+def test_a_kernel_with_a_changed_byte_is_put_aside_made_again_and_measured_again(log: MemoryLog) -> None:
+    store = Tampered()
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32)
+    [ref] = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    sound = store.get(bytes.fromhex(ref.kernel_id))
+    store.tamper(ref.kernel_id)
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    assert names(log) == [*FORGED, "KernelQuarantined", "KernelCharacterized", "KernelValidated", "KernelTagged"]
+    quarantined = facts(log)[5]
+    assert isinstance(quarantined, KernelQuarantined)
+    assert (quarantined.reason, quarantined.found_by) == ("damaged", "karn")
+    assert store.get(bytes.fromhex(ref.kernel_id)) == sound
+    assert quarantined.evidence_digest is not None
+    assert len(store.get(quarantined.evidence_digest)) == len(sound)
+    written = log.head()
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    assert log.head() == written
+    store.tamper(ref.kernel_id)
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    assert names(log)[9:] == ["KernelQuarantined", "KernelCharacterized", "KernelValidated", "KernelTagged"]
+
+
+def test_two_who_find_the_same_fault_say_it_once(log: MemoryLog) -> None:
+    store = Tampered()
+    first = Forge(log, store, sender_id="a", trace_id="a" * 32)
+    [ref] = first.ensure([LINEAR], [LIBRARY["affine"]])
+    store.tamper(ref.kernel_id)
+    for who in ("a", "b"):
+        other = Forge(log, store, sender_id=who, trace_id="a" * 32)
+        assert other.quarantine(ref.kernel_id, ArtifactDamaged("changed"))
+    assert names(log) == [*FORGED, "KernelQuarantined"]
+    assert not first.quarantine(ref.kernel_id, ArtifactStoreUnavailable("the store is away"))
+    with pytest.raises(NotFound, match="no kernel"):
+        first.quarantine("ab" * 32, ArtifactDamaged("changed"))
+
+
+def test_a_kernel_that_is_put_aside_while_its_bytes_hold_is_measured_again_before_it_is_offered(
+    forge: Forge, log: MemoryLog
+) -> None:
+    [ref] = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    assert forge.quarantine(ref.kernel_id, KernelRefused("its verdict is not what was measured"))
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    assert names(log)[5:] == ["KernelQuarantined", "KernelCharacterized", "KernelValidated", "KernelTagged"]
+
+
+def test_a_kernel_that_the_log_names_for_another_site_is_put_aside_and_the_true_one_made(
+    forge: Forge, log: MemoryLog, store: MemoryStore
+) -> None:
+    [other] = forge.ensure([replace(LINEAR, channels=32)], [LIBRARY["affine"]])
+    lie = next(fact for fact in facts(log) if isinstance(fact, KernelCompiled))
+    forged = MemoryLog()
+    for number, fact in enumerate([facts(log)[0], replace(lie, signature={**lie.signature, "channels": 16})]):
+        event = Event(fact=fact, event_id=bytes([number]) * 16, sender_id="eve", trace_id="b" * 32)
+        forged.append([event], stream=fact.stream, expected=ANY)
+    deceived = Forge(forged, store, sender_id="karn", trace_id="a" * 32)
+    [ref] = deceived.ensure([LINEAR], [LIBRARY["affine"]])
+    assert ref.kernel_id != other.kernel_id
+    assert deceived.load(ref.kernel_id)[1].signature == LINEAR
+    quarantined = next(fact for fact in facts(forged) if isinstance(fact, KernelQuarantined))
+    assert (quarantined.kernel_id, quarantined.reason) == (other.kernel_id, "wrong_site")
+    written = forged.head()
+    assert deceived.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    assert forged.head() == written
+
+
+def test_kernels_and_measurements_are_signed_and_a_wrong_signature_is_put_aside(
+    log: MemoryLog, store: MemoryStore, tmp_path: Path
+) -> None:
+    key = SigningKey.create(tmp_path / "key.pem")
+    shelf = KernelShelf(store, key=key, trusted=[])
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32, shelf=shelf)
+    [ref] = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    digest = bytes.fromhex(ref.kernel_id)
+    compiled = next(fact for fact in facts(log) if isinstance(fact, KernelCompiled))
+    validated = next(fact for fact in facts(log) if isinstance(fact, KernelValidated))
+    assert compiled.signed_by == key.public.key_id
+    verify_signed(store, validated.measurements_digest, [key.public])
+    good = store.signatures(digest)
+    store.remove_signature(digest, key.public.key_id)
+    store.add_signature(digest, key.public.key_id, bytes(64))
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+    quarantined = next(fact for fact in facts(log) if isinstance(fact, KernelQuarantined))
+    assert quarantined.reason == "wrong_signature"
+    assert store.signatures(digest) == good
+
+
+def test_a_kernel_of_an_untrusted_signer_is_vouched_for_by_making_it_here(
+    log: MemoryLog, store: MemoryStore, tmp_path: Path
+) -> None:
+    stranger, own = (SigningKey.create(tmp_path / f"{name}.pem") for name in ("stranger", "own"))
+    [ref] = Forge(
+        log, store, sender_id="s", trace_id="a" * 32, shelf=KernelShelf(store, key=stranger, trusted=[])
+    ).ensure([LINEAR], [LIBRARY["affine"]])
+    written = log.head()
+    ours = KernelShelf(store, key=own, trusted=[])
+    assert Forge(log, store, sender_id="o", trace_id="a" * 32, shelf=ours).ensure([LINEAR], [LIBRARY["affine"]]) == [
+        ref
+    ]
+    assert log.head() == written
+    assert set(store.signatures(bytes.fromhex(ref.kernel_id))) == {stranger.public.key_id, own.public.key_id}
+    nobody = KernelShelf(store, trusted=[])
+    with pytest.raises(SignatureInvalid):
+        Forge(log, store, sender_id="n", trace_id="a" * 32, shelf=nobody).ensure([LINEAR], [LIBRARY["affine"]])
+
+
+def test_measuring_on_request_notes_a_new_verdict_and_that_it_was_asked_for(forge: Forge, log: MemoryLog) -> None:
+    [ref] = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    for _ in range(2):
+        judged = forge.measure(ref.kernel_id)
+        assert (judged.validated, judged.noted, judged.measurements.failed) == (True, True, [])
+    again = ["MeasurementRequested", "KernelCharacterized", "KernelValidated", "KernelTagged"]
+    assert names(log) == [*FORGED, *again, *again]
+    assert next(fact.reason for fact in facts(log) if isinstance(fact, MeasurementRequested)) == "asked for"
+    assert facts(log)[-2].measurements_digest == judged.measurements_digest
+    with pytest.raises(NotFound, match="no kernel"):
+        forge.measure("ab" * 32)
+
+
+def test_a_mutant_is_submitted_with_its_parent(forge: Forge, log: MemoryLog) -> None:
+    parent = forge.submit(canonical_json(LIBRARY["affine"]).encode(), by="ada")
+    forge.submit(canonical_json(named("child")).encode(), by="karn", parent=parent, mutation="widen", novelty=0.25)
+    child = facts(log)[1]
+    assert isinstance(child, BlueprintSubmitted)
+    assert (child.parent, child.mutation, child.novelty) == (parent, "widen", 0.25)
+
+
+def test_a_retired_blueprint_that_was_submitted_again_is_offered_again(forge: Forge, log: MemoryLog) -> None:
+    [ref] = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    retired = BlueprintRetired(blueprint_id=ref.blueprint_id, reason="superseded", actor="ada")
+    event = Event(fact=retired, event_id=bytes(16), sender_id="operator:ada", trace_id="a" * 32)
+    log.append([event], stream=retired.stream, expected=ANY)
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == []
+    forge.submit(canonical_json(LIBRARY["affine"]).encode(), by="ada")
+    assert forge.ensure([LINEAR], [LIBRARY["affine"]]) == [ref]
+
+
+def test_what_is_known_needs_no_child(log: MemoryLog, store: MemoryStore, forge: Forge) -> None:
+    refs = forge.ensure([LINEAR], [LIBRARY["affine"]])
+    closed = Workbench()
+    closed.close()
+    assert (
+        Forge(log, store, sender_id="x", trace_id="b" * 32, bench=closed).ensure([LINEAR], [LIBRARY["affine"]]) == refs
+    )
+
+
+def test_work_that_was_stopped_is_no_verdict(log: MemoryLog, store: MemoryStore) -> None:
+    closed = Workbench()
+    closed.close()
+    forge = Forge(log, store, sender_id="karn", trace_id="a" * 32, bench=closed)
+    with pytest.raises(WorkFailed):
+        forge.ensure([LINEAR], [LIBRARY["affine"]])
+    assert names(log) == ["BlueprintSubmitted"]
+    precompiled(log, store, named("good"))
+    with pytest.raises(WorkFailed):
+        forge.ensure([LINEAR], [named("good")])
+    assert names(log)[1:] == ["BlueprintSubmitted", "KernelCompiled"]

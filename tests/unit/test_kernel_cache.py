@@ -17,8 +17,8 @@ from slow_kernels import PATIENCE_S, Slow, ids, kernels, settled
 
 from esper.artifacts import open_store
 from esper.artifacts.memory import MemoryShelf
-from esper.blueprints.kernel import Kernel, load_module
-from esper.blueprints.shelf import KernelShelf
+from esper.blueprints.kernels.kernel import Kernel, load_module
+from esper.blueprints.kernels.shelf import KernelShelf
 from esper.errors import ArtifactDamaged, ArtifactMissing, GrowthError
 from esper.kasmina.cache import KernelCache, size_of
 

@@ -13,11 +13,11 @@ import pytest
 from esper.artifacts.memory import MemoryShelf, MemoryStore
 from esper.artifacts.signatures import judge
 from esper.artifacts.signing import SigningKey
-from esper.blueprints.build import build
 from esper.blueprints.ir import SiteSignature
-from esper.blueprints.kernel import encode_kernel, kernel_seed
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.kernel import encode_kernel, kernel_seed
+from esper.blueprints.kernels.shelf import KernelShelf, quarantine_reason
 from esper.blueprints.library import load_library
-from esper.blueprints.shelf import KernelShelf, quarantine_reason
 from esper.errors import (
     ArtifactConflict,
     ArtifactDamaged,

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from esper.blueprints.build import build
 from esper.blueprints.canonical import blueprint_id, canonical_json
 from esper.blueprints.ir import Blueprint, SymbolRange, parse
+from esper.blueprints.karn.mutate import Mutant, Refusal, mutants, mutate, targets
+from esper.blueprints.karn.mutation_view import usual_signatures
+from esper.blueprints.karn.mutations import MUTATIONS
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.structure import check_structure
 from esper.blueprints.library import load_library
-from esper.blueprints.mutate import Mutant, Refusal, mutants, mutate, targets
-from esper.blueprints.mutation_view import usual_signatures
-from esper.blueprints.mutations import MUTATIONS
-from esper.blueprints.structure import check_structure
 from esper.blueprints.tail import is_tail
 from esper.blueprints.verify import verify
 from esper.errors import BlueprintInvalid, NotFound
@@ -73,7 +73,7 @@ def test_names_of_mutants_are_their_own_and_never_a_shipped_one() -> None:
 
 def test_a_shipped_name_is_evaded(monkeypatch: pytest.MonkeyPatch) -> None:
     first = mutant("res_mlp", "widen", "r").blueprint.id
-    monkeypatch.setattr("esper.blueprints.mutate._shipped_names", lambda: frozenset({first}))
+    monkeypatch.setattr("esper.blueprints.karn.mutate._shipped_names", lambda: frozenset({first}))
     again = mutant("res_mlp", "widen", "r").blueprint.id
     assert again != first
     assert NAME.fullmatch(again)

@@ -12,11 +12,11 @@ from typing import Any
 import networkx
 import pytest
 
-from esper.blueprints.edit_distance import Labelled, edit_distance, lower_bound
 from esper.blueprints.ir import Blueprint, parse
+from esper.blueprints.karn.edit_distance import Labelled, edit_distance, lower_bound
+from esper.blueprints.karn.mutate import Mutant, mutants
+from esper.blueprints.karn.novelty import Novelty, distance, graph_of, novelty
 from esper.blueprints.library import load_library
-from esper.blueprints.mutate import Mutant, mutants
-from esper.blueprints.novelty import Novelty, distance, graph_of, novelty
 
 LIBRARY = load_library()
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from esper.blueprints.build import build
 from esper.blueprints.cost import ADAM_RATE, FIRST_STEP_FRAC, LEAST_FACTOR, rate_factor
-from esper.blueprints.crucible import characterize
 from esper.blueprints.ir import SiteSignature
+from esper.blueprints.kernels.build import build
+from esper.blueprints.kernels.crucible import characterize
 from esper.blueprints.library import load_library
 from esper.blueprints.moments import KNOWN, first_step
 from esper.blueprints.ops import OPS

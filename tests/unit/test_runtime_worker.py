@@ -13,13 +13,14 @@ import pytest
 from noting import TOPIC, add_notes, texts_of
 
 from esper.artifacts.memory import MemoryStore
-from esper.errors import LeaseLost, LogUnavailable
+from esper.errors import ArtifactMissing, ArtifactStoreUnavailable, ConcurrencyConflict, LeaseLost, LogUnavailable
 from esper.events import Envelope
 from esper.events.operator import NoteAdded
 from esper.handlers.runtime.handler import Context
 from esper.handlers.runtime.health import Health
 from esper.handlers.runtime.life import Life
 from esper.handlers.runtime.worker import Worker
+from esper.ids import derived_id
 from esper.oona.consuming.consumer import Consumer
 from esper.oona.consuming.parking import parked_events, retry
 from esper.oona.memory import MemoryLog
@@ -459,3 +460,73 @@ def only_run(run: str, handle: Handle) -> Handle:
             handle(envelope, context)
 
     return called
+
+
+# --- results under ids of their own, and what is waited for
+
+
+def test_a_result_under_an_id_of_its_own_is_said_once_whoever_says_it(log: MemoryLog, work: Runs) -> None:
+    add_notes(log, ("run-1", "x"), ("run-2", "x"))
+    own, positions, tokens = derived_id("said once"), [], []
+
+    async def handle(_: Envelope, context: Context) -> None:
+        if context.fact.run_id == "answers":
+            return
+        tokens.append(context.token)
+        positions.append(await context.emit_as(own, NoteAdded(run_id="answers", actor="a", text=context.fact.run_id)))
+
+    assert work(handle)
+    assert len(texts_of(log, "answers")) == 1
+    assert len(set(positions)) == 1
+    assert min(tokens) >= 1
+
+
+def test_a_result_for_a_version_that_is_past_is_refused(log: MemoryLog, work: Runs) -> None:
+    add_notes(log, ("run-1", "x"), ("answers", "first"))
+    refused = []
+
+    def handle(_: Envelope, context: Context) -> None:
+        if context.fact.run_id == "answers":
+            return
+        try:
+            context.append_as(derived_id("late"), NoteAdded(run_id="answers", actor="a", text="late"), expected=0)
+        except ConcurrencyConflict as error:
+            refused.append(error.current)
+
+    assert work(handle)
+    assert (refused, texts_of(log, "answers")) == ([1], ["first"])
+
+
+def test_a_store_that_is_away_is_no_try_and_other_artifact_errors_are(log: MemoryLog, work: Runs) -> None:
+    add_notes(log, ("run-1", "x"), ("run-2", "x"))
+    failures = {"run-1": [ArtifactStoreUnavailable("away")] * 4, "run-2": [ArtifactMissing("gone")] * 9}
+    attempts = defaultdict(list)
+
+    async def handle(_: Envelope, context: Context) -> None:
+        attempts[context.fact.run_id].append(context.attempt)
+        if left := failures[context.fact.run_id]:
+            raise left.pop()
+
+    assert work(handle, attempts=2)
+    assert attempts == {"run-1": [1] * 5, "run-2": [1, 2]}
+    assert [one.stream for one in parked_events(log, "notes")] == ["operator/run-2"]
+
+
+def test_a_handler_that_can_be_closed_is_closed_at_the_end(log: MemoryLog) -> None:
+    closed = []
+
+    class Closing(Notes):
+        def close(self) -> None:
+            closed.append(threading.current_thread())
+
+    async def nothing(_: Envelope, __: Context) -> None:
+        return
+
+    async def run() -> None:
+        consumer = Consumer(log, group="notes", member="a", topics=(TOPIC,), sender_id="n", trace_id="ab" * 16)
+        life = Life(Health("notes", "a"), drain_s=1.0, until_idle=True)
+        assert await Worker(consumer, Closing(nothing), log=log, store=MemoryStore()).run(life)
+
+    asyncio.run(run())
+    assert len(closed) == 1
+    assert closed[0] is not threading.main_thread()

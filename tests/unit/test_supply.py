@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from slow_kernels import SITE, Slow, ids, kernels, settled
 
-from esper.blueprints.kernel import decode_kernel
+from esper.blueprints.kernels.kernel import decode_kernel
 from esper.errors import (
     ArtifactDamaged,
     ArtifactError,

@@ -24,7 +24,9 @@ from esper.oona.port import ANY, EventLog
 class Handler(Protocol):
     """Reacts to events, each at least once and those of one stream in order.
 
-    What ``handle`` raises is tried again after growing delays, and parked after so many attempts.
+    What ``handle`` raises is tried again after growing delays, and parked after so many attempts; where the log or the
+    store is away, the event waits for it and no try is counted. A handler that has a method ``close()`` is told so
+    when the process ends.
     """
 
     #: Name of the handler and of the group of its members.
@@ -90,6 +92,8 @@ class Context:
         self.fact: Fact = delivery.fact
         #: Which attempt at the event this is, from 1.
         self.attempt = delivery.attempt
+        #: Fencing token of the stream's lease: the next owner of the stream has a greater one.
+        self.token = delivery.token
         self.log = AsyncLog(log)
         self.store = store
         #: Set when the process is asked to stop; long work may end early by raising, and is then done again.
@@ -125,22 +129,49 @@ class Context:
         """Append a result fact from a plain function; see ``emit``."""
         return self._write(self._event(fact, cause))
 
+    async def emit_as(self, event_id: bytes, fact: Fact, *, expected: int = ANY) -> int:
+        """Append a fact under an id of its own, for what others say too, or what is said once whatever the cause.
+
+        Args:
+            event_id: 16 bytes that follow from what the fact is about; see ``esper.ids.derived_id``.
+            fact: What is the case. Where a fact with that id stands already, this one is dropped.
+            expected: Version that the fact's stream must have: whoever decided by what it read there is refused if
+                somebody else appended since. ``ANY`` for whatever it has.
+
+        Returns:
+            Position of the fact in the log, or of the first one.
+
+        Raises:
+            LeaseLost: Another process owns the event's stream now.
+            ConcurrencyConflict: The fact's stream has another version.
+            LogError: As ``EventLog.append`` raises.
+        """
+        return await asyncio.to_thread(self.append_as, event_id, fact, expected=expected)
+
+    def append_as(self, event_id: bytes, fact: Fact, *, expected: int = ANY) -> int:
+        """Append a fact under an id of its own from a plain function; see ``emit_as``."""
+        return self._write(self._caused(event_id, fact), expected)
+
     def _event(self, fact: Fact, cause: tuple[str | int, ...]) -> Event:
         number = self._emitted[cause]
         self._emitted[cause] += 1
+        own = derived_id("handler", self._handler, self._envelope.event_id.hex(), *cause, number)
+        return self._caused(own, fact)
+
+    def _caused(self, event_id: bytes, fact: Fact) -> Event:
         return Event(
             fact=fact,
-            event_id=derived_id("handler", self._handler, self._envelope.event_id.hex(), *cause, number),
+            event_id=event_id,
             sender_id=f"handler:{self._handler}",
             trace_id=self._envelope.trace_id,
             causation_id=self._envelope.event_id,
         )
 
-    def _write(self, event: Event) -> int:
+    def _write(self, event: Event, expected: int = ANY) -> int:
         if not self.still_owner():
             stream = self._envelope.stream
             raise LeaseLost(f"{self._handler} no longer owns {stream}: nothing was appended", name=stream, owner="")
         try:
-            return self._log.append([event], stream=event.fact.stream, expected=ANY).first
+            return self._log.append([event], stream=event.fact.stream, expected=expected).first
         except EventIdReused as error:
             return error.position

@@ -17,7 +17,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from esper.artifacts.store import ArtifactStore
-from esper.errors import LeaseLost, LogFull, LogUnavailable
+from esper.errors import ArtifactError, DependencyUnavailable, LeaseLost, LogFull, LogUnavailable
 from esper.events import Envelope
 from esper.handlers.runtime.groups import group_position
 from esper.handlers.runtime.handler import Context, Handler
@@ -43,7 +43,14 @@ class Worker:
     """Drives one handler."""
 
     def __init__(
-        self, consumer: Consumer, handler: Handler, *, log: EventLog, store: ArtifactStore, concurrency: int = 1
+        self,
+        consumer: Consumer,
+        handler: Handler,
+        *,
+        log: EventLog,
+        store: ArtifactStore,
+        concurrency: int = 1,
+        idle_s: float = _IDLE_S,
     ) -> None:
         """Join what gives events and what reacts to them.
 
@@ -53,8 +60,10 @@ class Worker:
             log: Where results go.
             store: Where bulk bytes go.
             concurrency: Streams whose events are handled at the same time.
+            idle_s: How long one wait for events lasts at most; half a second is the longest, so that a stop is heard.
         """
         self.name = handler.name
+        self._idle_s = min(idle_s, _IDLE_S)
         self._consumer = consumer
         self._handler = handler
         self._log = log
@@ -69,8 +78,9 @@ class Worker:
         self._done: list[Delivery] = []
         self._failed: list[tuple[Delivery, BaseException]] = []
         self._untried: list[Delivery] = []
-        self._log_lost: Exception | None = None
-        #: Whether the log refused a result and nothing was handled since: that it can be read proves nothing then.
+        #: What the log or the store refused a result with.
+        self._lost: Exception | None = None
+        #: Whether that happened and nothing was handled since: that the log can be read proves nothing then.
         self._doubted = False
 
     async def run(self, life: Life) -> bool:
@@ -79,6 +89,22 @@ class Worker:
         Returns:
             Whether everything ended; if not, a thread still runs and what it does is not committed.
         """
+        try:
+            return await self._live(life)
+        finally:
+            close = getattr(self._handler, "close", None)
+            if callable(close):
+                await asyncio.to_thread(close)
+
+    async def lag(self) -> Lag:
+        """Return how far this member is behind the log."""
+        return await self._ask(self._consumer.lag)
+
+    async def parked(self) -> int:
+        """Return how many events of the group are parked now."""
+        return await self._ask(lambda: self._consumer.parked)
+
+    async def _live(self, life: Life) -> bool:
         try:
             while not life.stopping.is_set():
                 try:
@@ -99,22 +125,14 @@ class Worker:
             raise
         return await self._drain(life)
 
-    async def lag(self) -> Lag:
-        """Return how far this member is behind the log."""
-        return await self._ask(self._consumer.lag)
-
-    async def parked(self) -> int:
-        """Return how many events of the group are parked now."""
-        return await self._ask(lambda: self._consumer.parked)
-
     async def _turn(self, life: Life) -> None:
         """Settle what ended, and take what comes."""
         await self._settle()
-        if self._log_lost is not None:
-            error, self._log_lost, self._doubted = self._log_lost, None, True
+        if self._lost is not None:
+            error, self._lost, self._doubted = self._lost, None, True
             raise error
         room = _IN_HAND - sum(map(len, self._lanes.values()))
-        wait_s = 0.0 if self._lanes else _BUSY_S if life.until_idle else _IDLE_S
+        wait_s = 0.0 if self._lanes else _BUSY_S if life.until_idle else self._idle_s
         found = await self._ask(self._consumer.poll, room, wait_s) if room > 0 else []
         for delivery in found:
             self._take(delivery, life)
@@ -179,7 +197,7 @@ class Worker:
                 await self._call(envelope, context)
             except (LogUnavailable, LogFull) as error:
                 # Not the event's fault: it goes back untried, and all work waits for the log.
-                self._log_lost = error
+                self._lost = error
                 return False
             except LeaseLost as error:
                 get_logger("runtime").warning("another member owns this stream now", cause=error.message)
@@ -187,6 +205,10 @@ class Worker:
             except (Exception, SystemExit, asyncio.CancelledError) as error:
                 if isinstance(error, asyncio.CancelledError) and life.stopping.is_set():
                     raise
+                if isinstance(error, ArtifactError | DependencyUnavailable) and passes(error):
+                    # Nor is it where the store or something else that is needed cannot be reached or is full.
+                    self._lost = error
+                    return False
                 # Whatever a handler raises is the event's fate and not the process's: it is tried again, then parked.
                 get_logger("runtime").warning("failed", attempt=delivery.attempt, exc_info=error)
                 self._failed.append((delivery, error))

@@ -18,7 +18,7 @@ import msgspec
 
 from esper.artifacts.store import ArtifactStore
 from esper.clock import Clock, SystemClock, steady_s
-from esper.errors import ConfigError, HandlerError
+from esper.errors import ConfigError, HandlerError, LeaseLost
 from esper.events.codec import fact_of
 from esper.events.envelope import Envelope
 from esper.metrics import HANDLER_EVENTS, HANDLER_LAG_EVENTS, HANDLER_LAG_SECONDS, HANDLER_PARKED
@@ -344,7 +344,12 @@ class Consumer:
             if not lane.out:
                 self._park(work, envelope, error, 0)
             return None
-        return Delivery(envelope, fact, work.tries.get(envelope.position, 0) + 1)
+        try:
+            token = work.lease.token
+        except LeaseLost:
+            # The renewing thread found it out a moment ago.
+            return None
+        return Delivery(envelope, fact, work.tries.get(envelope.position, 0) + 1, token)
 
     def _park(self, work: SlotWork, envelope: Envelope, error: BaseException, tries: int) -> None:
         if self._setbacks.park(work, envelope, error, tries):

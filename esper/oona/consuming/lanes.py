@@ -25,6 +25,8 @@ class Delivery(msgspec.Struct, frozen=True, eq=False):
     fact: Fact
     #: Which try this is, from 1.
     attempt: int
+    #: Fencing token of the lease it was handed out under; it grows with every change of the stream's owner.
+    token: int
 
 
 class Cursor(msgspec.Struct, frozen=True, array_like=True):
