@@ -98,6 +98,10 @@ class Settings(BaseSettings):
     forge_wait_s: float = Field(
         default=600.0, gt=0, description="How many seconds a run waits for workers to make and measure its kernels."
     )
+    work_forms: Literal["none", "export", "inductor", "both"] = Field(
+        default="none",
+        description="Compiled forms that `tezzeret` makes of each kernel, besides those that a request asks for.",
+    )
     work_wall_s: float = Field(
         default=120.0, gt=0, description="How many seconds one compilation or measurement by a worker may take."
     )

@@ -87,6 +87,7 @@ def _verifier(_: Setup) -> Handler:
 
 def _tezzeret(setup: Setup) -> Handler:
     from esper.blueprints.kernels.shelf import KernelShelf
+    from esper.handlers.tezzeret.forms import FORMS
     from esper.handlers.tezzeret.handler import Tezzeret
 
     # Opened here, so that a key that cannot be used is told at the start.
@@ -97,6 +98,7 @@ def _tezzeret(setup: Setup) -> Handler:
         member=setup.member,
         jobs=setup.concurrency,
         limits=_limits(setup.settings),
+        pipelines=FORMS[setup.settings.work_forms],
     )
 
 

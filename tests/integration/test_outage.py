@@ -153,7 +153,7 @@ def killed_while_spooling(server: RedisServer, home: Path, hold: Path) -> Path:
     environment = {**os.environ, "TINY_HOLD": str(hold)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment) as process:
         assert process.stderr is not None
-        assert process.stderr.readline().startswith("run run-")
+        assert any(line.startswith("run run-") for line in process.stderr)
         with open_log(server.url) as log:
             wait_until(lambda: TrainingStepCompleted.__name__ in {one.type for one in log.read(log.end() - 20, 20)})
         hold.touch()

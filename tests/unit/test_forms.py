@@ -312,6 +312,21 @@ def test_tezzeret_makes_the_forms_that_a_request_asks_for(world: World, benches:
     assert len(world.forms) == 2
 
 
+def test_tezzeret_makes_the_forms_of_its_settings_though_a_request_names_none(world: World, benches: Benches) -> None:
+    identity = blueprint_id(BLUEPRINT)
+    job = job_id(identity, LINEAR)
+    wish = CompilationRequested(
+        job_id=job,
+        blueprint_id=identity,
+        signature=msgspec.to_builtins(LINEAR),
+        pipelines=[],
+        requested_by="ada",
+    )
+    say(world.log, wish, requested_event_id(job))
+    asyncio.run(work(Tezzeret(world.log, lambda _: world.shelf, benches=benches, pipelines=["export"]), world))
+    assert [(type(form).__name__, form.pipeline) for form in world.forms] == [("KernelFormCompiled", "export")]
+
+
 async def work(tezzeret: Tezzeret, world: World, group: str = "tezzeret") -> None:
     consumer = Consumer(
         world.log,

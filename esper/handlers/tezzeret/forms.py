@@ -19,6 +19,13 @@ from esper.handlers.tezzeret.benches import Benches
 from esper.logs import get_logger
 from esper.oona.port import EventLog
 
+#: Value of the setting ``work_forms`` -> pipelines.
+FORMS: dict[str, tuple[str, ...]] = {
+    "none": (),
+    "export": ("export",),
+    "inductor": ("inductor",),
+    "both": ("export", "inductor"),
+}
 #: The kernel itself: nothing is to be made.
 _EAGER = "eager"
 

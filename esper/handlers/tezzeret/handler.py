@@ -90,6 +90,7 @@ class Tezzeret:
         jobs: int = 1,
         limits: Limits | None = None,
         benches: Benches | None = None,
+        pipelines: Collection[str] = (),
         tally: Tally | None = None,
     ) -> None:
         """Get ready; child processes start with the first jobs.
@@ -101,6 +102,7 @@ class Tezzeret:
             jobs: How many kernels are compiled at the same time; a child process for each.
             limits: Of one compilation.
             benches: Where the work is done; benches of its own, which are closed with it, when left out.
+            pipelines: Compiled forms to make of each kernel, besides those that a request asks for.
             tally: Counts what is done.
         """
         self._log = log
@@ -108,6 +110,7 @@ class Tezzeret:
         self._member = member
         self._own = benches is None
         self._benches = benches or Benches(jobs, limits)
+        self._pipelines = tuple(pipelines)
         self._sites = KnownSites(log)
         self._shelf: tuple[ArtifactStore, KernelShelf] | None = None
         self.tally = tally or Tally()
@@ -175,7 +178,8 @@ class Tezzeret:
             await self._refuse(fact, f"the job of that blueprint at that site has the id {job.job_id}", context)
             return
         await self._make(job, context)
-        await self._form(fact, job, envelope, context)
+        wanted = [*fact.pipelines, *self._pipelines]
+        await self._form(msgspec.structs.replace(fact, pipelines=wanted), job, envelope, context)
 
     async def _form(self, fact: CompilationRequested, job: Job, envelope: Envelope, context: Context) -> None:
         """Make the compiled forms that a request asks for, if there is a kernel."""

@@ -25,6 +25,7 @@ from esper.handlers.runtime.life import Life
 from esper.handlers.runtime.members import Membership, default_member
 from esper.handlers.runtime.presence import Presence
 from esper.handlers.runtime.worker import Worker
+from esper.handlers.tezzeret.forms import FORMS
 from esper.handlers.tezzeret.handler import NAME, Tally, Tezzeret
 from esper.ids import new_trace_id
 from esper.logs import get_logger
@@ -182,6 +183,7 @@ class TezzeretWorker:
                 member=member,
                 jobs=self.max_concurrent_jobs,
                 limits=Limits(wall_s=settings.work_wall_s, memory_bytes=settings.work_memory_bytes),
+                pipelines=FORMS[settings.work_forms],
                 tally=self._tally,
             )
             return Worker(
