@@ -24,6 +24,8 @@ QUICK = {
 LONG = {
     "COMPILE": "compile_rate",
     "LIBRARY": "library_cards",
+    "G4": "g4_bottleneck",
+    "G5": "g5_spikes",
 }
 
 

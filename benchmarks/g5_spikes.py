@@ -4,8 +4,8 @@ Each event is measured beside twins that go on from the same state with the same
 it was, for a cull the host that keeps the seed and the host that lost it at once. The loss of a fixed batch that is not
 trained on is taken after every step. A spike is the most by which it lies above the worse twin, as a share of that.
 
-Two trajectories drift apart for any reason at all. So a placebo is measured too: the host as it was, its weights moved
-by a millionth part, beside itself. What the placebo shows is no spike.
+Two trajectories drift apart for any reason at all. So two placebos are measured beside it: the host as it was, its
+weights moved by a millionth part, and the host as it was on other batches of the same data. What they show is no spike.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ from esper.blueprints.ir import Blueprint
 from esper.blueprints.library import load_library
 from esper.blueprints.verify import fits
 from esper.tolaria.config import timetable
+from esper.tolaria.task import DataOrder
 
 #: Task, warm hosts, and pairs of a graft and a cull on each of them.
 HOSTS = (("digits", 4, 32), ("mnist1d", 4, 44), ("mnist1d_mlp", 4, 44), ("bytelm", 2, 10))
 #: The timetable of a run of this length: alpha goes up within 60 steps and down within 12.
 RUN_STEPS = 400
 SETTLE_STEPS = 20
+KINDS = ("graft", "cull", "nudge", "other batches")
+#: Share by which the weights of a placebo differ.
+NUDGE = 1e-6
 #: Steps in which a jump would show before any drift does.
 AT_ONCE = 10
 LIMIT = 0.01
@@ -38,7 +42,7 @@ PROBE_ROWS = 256
 
 
 class Event(NamedTuple):
-    """One graft, cull or placebo."""
+    """One graft, cull or placebo; ``kind`` is of ``KINDS``."""
 
     task: str
     kind: str
@@ -57,9 +61,9 @@ def main() -> None:
     torch.set_num_threads(1)
     events = [event for task, hosts, pairs in HOSTS for event in _events(task, hosts, max(1, round(pairs * share)))]
     for task in dict.fromkeys(event.task for event in events):
-        for kind in ("graft", "cull", "placebo"):
+        for kind in KINDS:
             _print(task, kind, [event for event in events if (event.task, event.kind) == (task, kind)])
-    for kind in ("graft", "cull", "placebo"):
+    for kind in KINDS:
         _print("all", kind, [event for event in events if event.kind == kind])
 
 
@@ -67,7 +71,8 @@ def _print(task: str, kind: str, events: Sequence[Event]) -> None:
     worst = sorted(events, key=lambda event: -event.spike)[:3]
     line: dict[str, Any] = {
         "measure": "G5",
-        "what": f"spikes of a {kind}",
+        "what": "loss above its twins",
+        "event": kind,
         "task": task,
         "events": len(events),
         "limit": LIMIT,
@@ -91,10 +96,12 @@ def _events(task: str, hosts: int, pairs: int) -> Iterator[Event]:
         base = Trial(warm)
         start = _probe(base)
         twin = _losses(base, window)
-        placebo = Trial(warm)
-        _nudge(placebo)
-        moved = _losses(placebo, window)
-        yield Event(task, "placebo", "none", "all", _above(moved[:AT_ONCE], twin), _above(moved, twin))
+        moved, other = Trial(warm), Trial(warm)
+        _nudge(moved)
+        other.order = DataOrder(number + 1, warm.data.train.size, warm.task.defaults.batch_size)
+        for kind, trial in (("nudge", moved), ("other batches", other)):
+            losses = _losses(trial, window)
+            yield Event(task, kind, "none", "all", _above(losses[:AT_ONCE], twin), _above(losses, twin))
         for _ in range(pairs):
             blueprint, place = draw.choice(choices)
             kernel = forged(blueprint, place)
@@ -163,7 +170,7 @@ def _nudge(trial: Trial) -> None:
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in trial.host.parameters():
-            weight.mul_(1.0 + 1e-6 * torch.randn(weight.shape, generator=generator))
+            weight.mul_(1.0 + NUDGE * torch.randn(weight.shape, generator=generator))
 
 
 def _above(losses: Sequence[float], twin: Sequence[float]) -> float:

@@ -91,6 +91,8 @@ class Trial:
     def __init__(self, warm: Warm) -> None:
         """Copy a warm host."""
         self.warm = warm
+        #: Of the batches; another one may be put here.
+        self.order = warm.order
         self.step = warm.steps
         self.host, optimizer = warm.copy()
         defaults = warm.task.defaults
@@ -115,7 +117,7 @@ class Trial:
         """Train on the task's next batches and return the losses."""
         losses = []
         for _ in range(steps):
-            batch = self.warm.data.train.take(self.warm.order.indices(self.step + 1))
+            batch = self.warm.data.train.take(self.order.indices(self.step + 1))
             losses.append(self.learn(*batch))
         return losses
 
