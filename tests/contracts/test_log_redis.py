@@ -168,8 +168,17 @@ def test_a_server_that_does_not_keep_what_it_acknowledges_is_refused(
             RedisLog(server.url)
     finally:
         client.config_set(name, restored)
+        # Switching the file on again makes the server write a new one, beside whatever comes next.
+        wait_for_rewrite(client)
     assert f"{name} is {value}" in caught.value.message
     assert f"CONFIG SET {name} {restored}" in caught.value.hint
+
+
+def wait_for_rewrite(client: redis.Redis) -> None:
+    deadline = time.monotonic() + 30.0
+    while any(client.info("persistence")[f"aof_rewrite_{state}"] for state in ("in_progress", "scheduled")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_lower_durability_is_taken_by_name_and_told_in_each_receipt(server: RedisServer, client: redis.Redis) -> None:
