@@ -28,7 +28,7 @@ def main() -> None:
     """Measure and print."""
     with scratch() as folder, redis_server(folder / "redis") as port, redis.Redis(port=port, protocol=2) as client:
         key = SigningKey.create(folder / "key.pem")
-        archive = Archive(f"file://{Path(folder).resolve()}/archive", [key.public])
+        archive = Archive(f"file:///{Path(folder).resolve()}/archive", [key.public])
         with RedisLog(f"redis://127.0.0.1:{port}/0", sealed=ArchiveHistory(archive)) as log:
             empty = used(client)
             for first in range(0, EVENTS, BATCH):

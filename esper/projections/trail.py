@@ -180,6 +180,12 @@ def _many(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
+def _loaded(row: Row) -> str:
+    data = row["data"]
+    waited = "was at hand" if data["source"] == "cache" else f"was waited for ({data['stall_s']:.3g} s)"
+    return f"kernel {data['kernel_id'][:12]} of seed {row['seed_id']} {waited} at step {row['step']}"
+
+
 def _numbers(evidence: dict[str, Any]) -> str:
     shown = (f"{name} {'not measured' if value is None else format(value, '.4g')}" for name, value in evidence.items())
     return ", ".join(shown) or "no evidence"
@@ -247,6 +253,7 @@ _EVENTS: dict[str, Callable[[Row], str]] = {
     "RunFinished": _finished,
     "RunFailed": lambda row: f"the run failed at step {row['step']}: {row['data']['error']}: {row['data']['message']}",
     "SeedTransitionRefused": _refused,
+    "KernelLoaded": _loaded,
     "CounterfactualMeasured": _measured,
     "SeedFaulted": lambda row: f"seed {row['seed_id']} failed ({row['data']['kind']}): {row['data']['message']}",
     "SeedFolded": _folded,

@@ -80,5 +80,6 @@ def test_another_process_finds_what_inductor_compiled_and_trains_as_the_kernel_d
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["apart"] < 1e-5 < found["moved"]
-    assert (found["autograd_cache_hit"], found["fxgraph_cache_hit"]) == (1, 2)
-    assert not [name for name in found if name.endswith("_miss")]
+    # A process that is starved of time may see fewer of the processor's features, and then compiles anew.
+    assert (found.get("autograd_cache_hit"), found.get("fxgraph_cache_hit")) == (1, 2), found
+    assert not [name for name in found if name.endswith("_miss")], found

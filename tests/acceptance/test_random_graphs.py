@@ -14,6 +14,7 @@ MEASURED_LIMIT = 0.05
 thread = pytest.fixture(autouse=True, scope="module")(one_thread)
 
 
+@pytest.mark.timeout(1500)
 def test_of_2000_random_graphs_none_that_is_accepted_breaks_a_promise_and_few_fail_a_measurement(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

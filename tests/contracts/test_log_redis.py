@@ -315,7 +315,7 @@ def test_the_users_of_the_manual_can_do_their_work_and_no_harm(
             with pytest.raises(LogUnavailable, match="may not"):
                 log.append([note(9999)], stream=STREAM, expected=ANY)
         key = SigningKey.create(tmp_path / "key.pem")
-        archive = Archive(f"file://{tmp_path}/archive", [key.public])
+        archive = Archive(f"file:///{tmp_path}/archive", [key.public])
         with RedisLog(f"redis://sealer:sealer-word@{where}", sealed=ArchiveHistory(archive)) as log:
             seal(log, archive, key)
             assert log.trim(1000) == 1000

@@ -19,7 +19,7 @@ PROGRAM = Path(__file__).with_name("forge_until_killed.py")
 
 
 def test_a_forge_that_is_killed_between_any_two_steps_leaves_work_that_another_ends_once(tmp_path: Path) -> None:
-    where = f"sqlite:///{tmp_path / 'log.db'}", f"file://{tmp_path / 'store'}"
+    where = f"sqlite:///{tmp_path / 'log.db'}", f"file:///{tmp_path / 'store'}"
     # The first dies with the bytes of nothing, the others each one step further: submitted, compiled, judged.
     for appends, known in ((0, 0), (1, 1), (1, 2), (1, 4)):
         done = subprocess.run(

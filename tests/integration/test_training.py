@@ -23,6 +23,10 @@ from esper.events.run import (
     TrainingStepCompleted,
 )
 from esper.events.seed import AlphaMoved, CounterfactualMeasured, SeedHealthMeasured, SeedTransitioned, SiteRegistered
+from esper.oona.port import iterate
+from esper.projections.open import open_tables
+from esper.projections.runner import Projector
+from esper.projections.trail import audit_trail
 from esper.tolaria.launch import start
 from esper.tolaria.tasks.digits import Digits
 from replay.session import verify
@@ -74,6 +78,22 @@ def test_every_site_is_registered_and_probed(grown: tuple[Place, str]) -> None:
     assert sites
     assert set(probed) == sites
     assert set(probed.values()) == {SHORT.total_steps // SHORT.probe_every}
+
+
+def test_the_audit_trail_tells_every_fact_of_a_real_run_but_single_steps_and_probes(grown: tuple[Place, str]) -> None:
+    where, run_id = grown
+    untold = {"TrainingStepCompleted", "SeedHealthMeasured", "AlphaMoved"}
+    told = [e for e in iterate(where.log) if e.stream in {f"run/{run_id}", f"decision/{run_id}"}]
+    engine = open_tables("sqlite://")
+    Projector(where.log, engine).catch_up()
+    with engine.connect() as tables:
+        trail = audit_trail(tables, run_id)
+    engine.dispose()
+    assert [(entry.position, entry.type) for entry in trail] == [
+        (e.position, e.type) for e in told if e.type not in untold
+    ]
+    assert {"KernelLoaded", "CounterfactualMeasured", "FieldReportFiled"} <= {entry.type for entry in trail}
+    assert all(entry.sentence and "None" not in entry.sentence for entry in trail)
 
 
 def test_every_decision_carries_its_full_distribution(grown: tuple[Place, str]) -> None:
