@@ -74,12 +74,13 @@ def test_another_process_finds_what_inductor_compiled_and_trains_as_the_kernel_d
     files = [tmp_path / "kernel", tmp_path / "form"]
     for path, data in zip(files, (kernel, made.form), strict=True):
         path.write_bytes(data)
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    # Torch takes other settings where CI is set, which are part of what its caches are found by.
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "cache")
     command = [sys.executable, "-c", LOADER, *map(str, files), str(BATCH)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert ran.returncode == 0, ran.stderr
     found = json.loads(ran.stdout.splitlines()[-1])
     assert found["apart"] < 1e-5 < found["moved"]
-    # A process that is starved of time may see fewer of the processor's features, and then compiles anew.
     assert (found.get("autograd_cache_hit"), found.get("fxgraph_cache_hit")) == (1, 2), found
     assert not [name for name in found if name.endswith("_miss")], found
